@@ -1,0 +1,1 @@
+"""Online features. The only package that speaks to Feast."""

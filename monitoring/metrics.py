@@ -1,0 +1,115 @@
+"""Every metric in one place: name, labels, buckets, help.
+
+Label sets are closed: model names are the configured ones (anything else is counted as `model_name=""`), reasons come
+from the error table. When a version is unloaded its gauges go at once; `forget` drops the rest later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+VERSION = ("model_name", "model_version")
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Bound:
+    """The children of one version's metrics, looked up once: nothing is allocated per request."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self.predictions = metrics.predictions.labels(model, version)
+        self.latency = metrics.latency.labels(model, version)
+        self.request_latency = metrics.request_latency.labels(model, version)
+        self.rows = metrics.rows.labels(model, version)
+        self.batch_size = metrics.batch_size.labels(model, version)
+        self.batch_latency = metrics.batch_latency.labels(model, version)
+
+
+class Metrics:
+    """All of Headway's series, registered once in `registry`."""
+
+    def __init__(self, registry: CollectorRegistry, reasons: Sequence[str], states: Sequence[str]) -> None:
+        self._registry, self._reasons, self._states = registry, tuple(reasons), tuple(states)
+        r = registry
+        self.predictions = Counter(
+            "model_predictions", "Requests that reached a model, failed ones included", VERSION, registry=r
+        )
+        self.latency = Histogram(
+            "model_prediction_latency_seconds",
+            "Runtime of the batch that carried the request",
+            VERSION,
+            buckets=SECONDS,
+            registry=r,
+        )
+        self.errors = Counter(
+            "model_prediction_errors", "Requests that failed, by reason", (*VERSION, "error_type"), registry=r
+        )
+        self.loaded = Gauge("model_loaded", "1 READY, 0 aspired but not READY", VERSION, registry=r)
+        self.request_latency = Histogram(
+            "inference_request_latency_seconds", "Last byte in to first byte out", VERSION, buckets=SECONDS, registry=r
+        )
+        self.batch_size = Histogram("inference_batch_size", "Rows per batch", VERSION, buckets=ROWS, registry=r)
+        self.batch_latency = Histogram(
+            "inference_batch_latency_seconds", "Runtime of a batch", VERSION, buckets=SECONDS, registry=r
+        )
+        self.queue_depth = Gauge("inference_queue_depth", "Rows that wait for the runtime", VERSION, registry=r)
+        self.rejections = Counter("inference_queue_rejections", "Requests shed at the watermark", VERSION, registry=r)
+        self.timeouts = Counter("inference_request_timeouts", "Requests past their deadline", VERSION, registry=r)
+        self.rows = Counter("headway_rows", "Rows answered", VERSION, registry=r)
+        self.states = Counter(
+            "headway_state_changes", "Servables that entered a state", (*VERSION, "state"), registry=r
+        )
+        self.alive = Gauge(
+            "headway_servables_alive",
+            "Servables in memory, unloaded ones that are still referenced included",
+            ("model_name",),
+            registry=r,
+        )
+        self.polls = Counter(
+            "headway_registry_polls", "Questions to the registry, by outcome", ("model_name", "outcome"), registry=r
+        )
+        self.lookups = Counter(
+            "headway_feature_lookups", "Feature lookups, by outcome", (*VERSION, "outcome"), registry=r
+        )
+        self.lookup_latency = Histogram(
+            "headway_feature_lookup_seconds", "Time of one feature lookup", VERSION, buckets=SECONDS, registry=r
+        )
+        self.bound = lru_cache(maxsize=1024)(lambda model, version: Bound(self, model, version))
+
+    def failed(self, model: str, version: str, reason: str) -> None:
+        """Counts a request that failed; what never reached a version has `version=""`."""
+        self.errors.labels(model, version, reason).inc()
+
+    def unloaded(self, model: str, version: str) -> None:
+        """Drops the gauges of a version that is gone."""
+        for gauge in (self.loaded, self.queue_depth):
+            _remove(gauge, (model, version))
+
+    def forget(self, model: str, version: str) -> None:
+        """Drops every series of a version; its counters restart at zero if it ever comes back."""
+        pair = (model, version)
+        for metric in (
+            self.predictions, self.latency, self.request_latency, self.batch_size, self.batch_latency,
+            self.rejections, self.timeouts, self.rows, self.lookup_latency,
+        ):  # fmt: skip
+            _remove(metric, pair)
+        for reason in self._reasons:
+            _remove(self.errors, (*pair, reason))
+        for state in self._states:
+            _remove(self.states, (*pair, state))
+        for outcome in ("ok", "error"):
+            _remove(self.lookups, (*pair, outcome))
+        self.bound.cache_clear()
+
+    def exposition(self) -> bytes:
+        """All series in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+def _remove(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> None:
+    """Removes a child; one that never existed is no error."""
+    metric.remove(*labels)

@@ -1,0 +1,1 @@
+"""What the MLflow registry says: references, versions, policies, artifacts. The only package that speaks to MLflow."""

@@ -1,0 +1,28 @@
+"""Errors of the registry.
+
+RegistryError
+├── InvalidReference      the user named something that is no reference
+├── RegistryUnavailable   MLflow did not answer, or answered nonsense: keep what is aspired
+├── VersionNotFound       MLflow answered: there is no such model, alias, stage or version
+└── InvalidModel          the version exists, but its files or tags cannot be used
+"""
+
+
+class RegistryError(Exception):
+    """Base of everything this package raises."""
+
+
+class InvalidReference(RegistryError):
+    """A model reference that cannot be parsed, or that is not supported yet."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry could not be asked; nothing is known about what exists."""
+
+
+class VersionNotFound(RegistryError):
+    """The registry was asked and has no such model, version, alias or stage."""
+
+
+class InvalidModel(RegistryError):
+    """A version whose MLmodel file, signature, tags or artifacts cannot be used."""

@@ -1,0 +1,152 @@
+"""Policies: which versions of a catalogue do we aspire to? Pure functions of a snapshot.
+
+A policy is what a reference such as `models:/name@champion` means. An empty answer says that the catalogue has no
+such version; it never means "unload": the last READY version stays (see `serving.plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from registry.errors import InvalidReference
+from registry.versions import ModelVersion
+
+STAGES = {"none": "None", "staging": "Staging", "production": "Production", "archived": "Archived"}
+
+Catalogue = tuple[ModelVersion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Exactly one version number."""
+
+    name: str
+    version: str
+
+    @property
+    def uri(self) -> str:
+        """The reference that this policy came from, in its canonical spelling."""
+        return f"models:/{self.name}/{self.version}"
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """The pinned number, if it exists."""
+        return tuple(v for v in _usable(catalogue) if v.version == self.version)
+
+
+@dataclass(frozen=True, slots=True)
+class FollowAlias:
+    """The version that carries an alias now; moving the alias is the deployment."""
+
+    name: str
+    alias: str
+
+    @property
+    def uri(self) -> str:
+        """The reference that this policy came from, in its canonical spelling."""
+        return f"models:/{self.name}@{self.alias}"
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """The carrier of the alias. Aliases are case-sensitive, as in MLflow."""
+        return tuple(v for v in _usable(catalogue) if self.alias in v.aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class FollowStage:
+    """The highest number in a stage, which is what MLflow means by `models:/name/Production`."""
+
+    name: str
+    stage: str
+
+    @property
+    def uri(self) -> str:
+        """The reference that this policy came from, in its canonical spelling."""
+        return f"models:/{self.name}/{self.stage}"
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """The newest version in the stage, whichever was moved there last."""
+        return _newest(v for v in _usable(catalogue) if v.stage == self.stage)
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """The highest number of all."""
+
+    name: str
+
+    @property
+    def uri(self) -> str:
+        """The reference that this policy came from, in its canonical spelling."""
+        return f"models:/{self.name}/latest"
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """The newest version, in any stage."""
+        return _newest(_usable(catalogue))
+
+
+Policy = Pinned | FollowAlias | FollowStage | Latest
+
+
+def parse_reference(uri: str) -> Policy:
+    """The policy that a reference means: `models:/name/3`, `/Production` (any case), `/latest`, `models:/name@alias`.
+
+    Raises InvalidReference for anything else, saying what was expected.
+    """
+    scheme, _, rest = uri.partition(":/")
+    if scheme != "models" or not rest:
+        raise InvalidReference(_unsupported(uri))
+    if "@" in rest:
+        name, _, alias = rest.rpartition("@")
+        return FollowAlias(_name(name, uri), _part(alias, uri))
+    name, slash, version = rest.partition("/")
+    if not slash:
+        raise InvalidReference(_unsupported(uri))
+    return selector(_name(name, uri), _part(version, uri), aliases=False)
+
+
+def selector(name: str, version: str, *, aliases: bool = True) -> Policy:
+    """The policy that a name and a version word mean: digits, `latest`, a stage in any case, or an alias.
+
+    `aliases=False` refuses words that are neither of the first three, as a `models:/name/word` reference does.
+    """
+    word = version.lower()
+    if version.isascii() and version.isdigit():
+        return Pinned(name, str(int(version)))
+    if word == "latest":
+        return Latest(name)
+    if word in STAGES:
+        return FollowStage(name, STAGES[word])
+    if aliases:
+        return FollowAlias(name, _part(version.removeprefix("@"), version))
+    raise InvalidReference(
+        f"{version[:64]!r} is no version number, stage or 'latest'; an alias is written models:/{name}@alias"
+    )
+
+
+def _usable(catalogue: Iterable[ModelVersion]) -> Catalogue:
+    """Versions whose registration is complete; MLflow lists the others too."""
+    return tuple(v for v in catalogue if v.usable)
+
+
+def _newest(versions: Iterable[ModelVersion]) -> Catalogue:
+    found = sorted(versions, key=lambda v: v.number)
+    return tuple(found[-1:])
+
+
+def _name(name: str, uri: str) -> str:
+    if not name or "/" in name:
+        raise InvalidReference(_unsupported(uri))
+    return name
+
+
+def _part(text: str, uri: str) -> str:
+    if not text or not all(c.isalnum() or c in "-_." for c in text):
+        raise InvalidReference(_unsupported(uri))
+    return text
+
+
+def _unsupported(uri: str) -> str:
+    return (
+        f"{uri[:64]!r} is not a reference that can be served: use models:/NAME/3, models:/NAME/Production, "
+        "models:/NAME/latest or models:/NAME@alias (runs:/, models:/m-… and folders are not built yet)"
+    )

@@ -1,0 +1,1 @@
+"""Commands for people: the quickstart and its demonstration. Run them as `python -m scripts.…`."""

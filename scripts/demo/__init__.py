@@ -1,0 +1,1 @@
+"""Predictive maintenance of machines: a seeded simulation, models of it in MLflow, features of it in Feast."""

@@ -1,0 +1,1 @@
+"""The model server: lifecycle of versions, data plane, transports, and the composition root."""

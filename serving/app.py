@@ -1,0 +1,159 @@
+"""The composition root: names the concrete classes, and is the only reader of settings."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Mapping
+
+import prometheus_client
+import uvloop
+
+from monitoring.logs import configure_logging
+from monitoring.metrics import Metrics
+from registry.mlflow_registry import MlflowRegistry
+from registry.policies import Pinned, parse_reference
+from serving.configuration import ModelOptions
+from serving.dataplane import DataPlane
+from serving.errors import REASONS
+from serving.lifecycle import State
+from serving.loading import Loader
+from serving.manager import ModelManager
+from serving.model import RegistryModel
+from serving.poller import Poller
+from serving.server import Address, HeadwayServer, check_port, kserve_app
+from serving.settings import ModelEntry, Settings
+from serving.transport.http import Http
+
+log = logging.getLogger("headway.server")
+KEEP_SERIES_SECONDS = 900
+
+
+class Recorder:
+    """Turns state changes and batches into metrics (the manager's `Watcher`)."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._forgetting: dict[tuple[str, str], asyncio.TimerHandle] = {}
+
+    def state_changed(self, model: str, version: str, state: State) -> None:
+        """Keeps `model_loaded` and the counters of states; forgets a version's series 900 s after it is gone."""
+        self._metrics.states.labels(model, version, state).inc()
+        if timer := self._forgetting.pop((model, version), None):
+            timer.cancel()
+        if state is not State.UNLOADED:
+            self._metrics.loaded.labels(model, version).set(state is State.READY)
+            return
+        self._metrics.unloaded(model, version)
+        loop = asyncio.get_running_loop()
+        self._forgetting[model, version] = loop.call_later(KEEP_SERIES_SECONDS, self._metrics.forget, model, version)
+
+    def batch(self, model: str, version: str, requests: int, rows: int, seconds: float) -> None:
+        """One batch ran."""
+        bound = self._metrics.bound(model, version)
+        bound.batch_size.observe(rows)
+        bound.batch_latency.observe(seconds)
+
+
+def serve(settings: Settings) -> int:
+    """Runs the server until a signal; returns the exit code. Raises PortInUse before anything else starts."""
+    configure_logging(settings.monitoring.log_level)
+    for port in (settings.server.port, settings.server.grpc_port):
+        check_port(settings.server.host, port)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        asyncio.set_event_loop(runner.get_loop())  # kserve's constructor asks for the thread's loop
+        return runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State])
+    recorder = Recorder(metrics)
+    registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
+    managers = {entry.name: _manager(entry, settings, registry, recorder) for entry in settings.models}
+    plane = DataPlane(managers, metrics)
+    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers))
+    server = HeadwayServer(_address(settings), plane, http)
+    for name in managers:
+        server.register_model(RegistryModel(name, lambda: plane))
+    server.background = [
+        _background(entry, settings, registry, managers[entry.name], metrics) for entry in settings.models
+    ]
+    if settings.server.fail_fast:
+        for manager in managers.values():
+            manager.first_failure = server.fail
+    gc.freeze()  # what is imported stays; collecting after an unload then costs little
+    return await server.serve(lambda: _started(settings))
+
+
+def _started(settings: Settings) -> None:
+    log.info(
+        "listening",
+        extra={
+            "host": settings.server.host,
+            "port": settings.server.port,
+            "grpc_port": settings.server.grpc_port,
+            "models": {entry.name: entry.uri for entry in settings.models},
+        },
+    )
+
+
+def _manager(entry: ModelEntry, settings: Settings, registry: MlflowRegistry, recorder: Recorder) -> ModelManager:
+    return ModelManager(
+        entry.name,
+        parse_reference(entry.uri).uri,
+        Loader(registry, options_of(entry, settings), None),
+        recorder,
+        drain_seconds=settings.server.drain_seconds,
+        load_seconds=settings.server.load_seconds,
+        required=entry.required,
+    )
+
+
+async def _background(
+    entry: ModelEntry, settings: Settings, registry: MlflowRegistry, manager: ModelManager, metrics: Metrics
+) -> None:
+    policy = parse_reference(entry.uri)
+    pinned = isinstance(policy, Pinned)
+    period = settings.registry.pinned_poll_seconds if pinned else settings.registry.poll_seconds
+
+    def counted(name: str, ok: bool) -> None:
+        metrics.polls.labels(name, "ok" if ok else "error").inc()
+
+    poller = Poller(registry, policy, manager, period, counted)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(poller.run())
+        group.create_task(manager.run())
+
+
+def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
+    """One model's options: its entry first, then `defaults`, then what is built in."""
+    defaults = settings.defaults
+
+    def first(*values: bool | float | None) -> bool | float | None:
+        return next((v for v in values if v is not None), None)
+
+    timeout = first(entry.timeout_ms, defaults.timeout_ms)
+    return ModelOptions(
+        allow_pickle=bool(first(entry.allow_pickle, defaults.allow_pickle)),
+        allow_code=bool(first(entry.allow_code, defaults.allow_code)),
+        timeout_ms=1000.0 if timeout is None else float(timeout),
+        ignore_extra_columns=bool(first(entry.ignore_extra_columns, defaults.ignore_extra_columns)),
+        entry={**entry.batching.model_dump(), "output": entry.output, "per_instance": entry.per_instance},
+        defaults={**defaults.batching.model_dump(), "output": defaults.output, "per_instance": defaults.per_instance},
+    )
+
+
+def _address(settings: Settings) -> Address:
+    s = settings.server
+    return Address(s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds)
+
+
+def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager]) -> bytes:
+    """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
+    for name, manager in managers.items():
+        metrics.alive.labels(name).set(len(manager.alive))
+        for servable in manager.servables:
+            if servable.batcher is not None:
+                metrics.queue_depth.labels(name, servable.version.version).set(servable.batcher.depth)
+    return metrics.exposition()

@@ -1,0 +1,112 @@
+"""How one version is served: operator's settings, version tags, MLmodel metadata and built-ins, resolved once at load.
+
+Precedence for what a version may say of itself: the model's entry, version tag, MLmodel metadata, `defaults`, built-in.
+Trust, deadlines and limits are the operator's alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from registry.errors import InvalidModel
+from serving.batching import BatchingLimits
+
+OUTPUTS = ("auto", "labels", "probabilities", "raw")
+ACTIVATIONS = ("none", "sigmoid", "softmax")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What the operator said of one model, as plain values; None where nothing was said."""
+
+    allow_pickle: bool = False
+    allow_code: bool = False
+    timeout_ms: float = 1000.0
+    ignore_extra_columns: bool = False
+    entry: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The resolved configuration of one version."""
+
+    limits: BatchingLimits
+    timeout: float | None
+    output: str = "auto"
+    per_instance: bool = False
+    task: str | None = None
+    activation: str = "none"
+    classes: tuple[Any, ...] | None = None
+    feature_service: str | None = None
+
+
+def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[str, str]) -> Configuration:
+    """Merges all sources. Raises InvalidModel that names the tag whose value cannot be used."""
+    said = {**metadata, **tags}
+    layers = [options.entry, _from_model(said), options.defaults]
+
+    def pick(key: str, default: Any) -> Any:
+        return next((layer[key] for layer in layers if layer.get(key) is not None), default)
+
+    builtin = BatchingLimits()
+    limits = BatchingLimits(**{name: pick(name, getattr(builtin, name)) for name in BatchingLimits.__slots__})
+    return Configuration(
+        limits=limits,
+        timeout=options.timeout_ms / 1000 or None,
+        output=pick("output", "auto"),
+        per_instance=pick("per_instance", False),
+        task=_choice(said, "headway.task", ("classification", "regression")),
+        activation=_choice(said, "headway.activation", ACTIVATIONS) or "none",
+        classes=_classes(said),
+        feature_service=said.get("feast.feature_service"),
+    )
+
+
+def _from_model(said: Mapping[str, str]) -> dict[str, Any]:
+    rows = _number(said, "headway.max_rows", lowest=1)
+    return {
+        "output": _choice(said, "headway.output", OUTPUTS),
+        "per_instance": _boolean(said, "headway.per_instance"),
+        "max_rows": None if rows is None else int(rows),
+        "max_wait_ms": _number(said, "headway.max_wait_ms", lowest=0),
+    }
+
+
+def _choice(said: Mapping[str, str], tag: str, choices: tuple[str, ...]) -> str | None:
+    value = said.get(tag)
+    if value is not None and value not in choices:
+        raise InvalidModel(f"the tag {tag} must be one of {', '.join(choices)}")
+    return value
+
+
+def _boolean(said: Mapping[str, str], tag: str) -> bool | None:
+    value = _choice({tag: said[tag].lower()} if tag in said else {}, tag, ("true", "false"))
+    return None if value is None else value == "true"
+
+
+def _number(said: Mapping[str, str], tag: str, lowest: float) -> float | None:
+    if tag not in said:
+        return None
+    try:
+        value = float(said[tag])
+    except ValueError:
+        value = -1.0
+    if not lowest <= value <= 60_000 or (tag.endswith("rows") and value != int(value)):
+        raise InvalidModel(f"the tag {tag} must be a number from {lowest:g} to 60000")
+    return value
+
+
+def _classes(said: Mapping[str, str]) -> tuple[Any, ...] | None:
+    if "headway.classes" not in said:
+        return None
+    try:
+        classes = json.loads(said["headway.classes"])
+    except ValueError:
+        classes = None
+    if not isinstance(classes, list) or not classes or not all(isinstance(c, str | int | bool) for c in classes):
+        raise InvalidModel("the tag headway.classes must be a JSON list of strings or integers")
+    return tuple(classes)

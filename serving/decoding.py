@@ -1,0 +1,215 @@
+"""From the rows of a request to the arrays of a version's schema. Shared by every protocol.
+
+A request is a `Partial`: the columns that were given, as arrays, and the entity keys that stand for the others.
+Completing it (looking features up) and laying it out for the runtime are separate steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+
+from registry.mlmodel import Column, Tensor
+from serving.errors import BadRequest
+from serving.schema import FLOATS, NUMERIC, InputSchema, cast, kinds_of, missing, shown, tensor_name
+
+Arrays = tuple[np.ndarray, ...]
+_NUMBERS = frozenset({int, float})
+
+
+@dataclass(slots=True)
+class Partial:
+    """Decoded rows. Either `arrays` is complete, or `given` holds what the request brought, by column name.
+
+    `absent[name]` marks the rows `[n]` for which a column of `given` was not brought and must be looked up.
+    """
+
+    rows: int
+    arrays: Arrays | None = None
+    given: dict[str, np.ndarray] = field(default_factory=dict)
+    absent: dict[str, np.ndarray] = field(default_factory=dict)
+    keys: dict[str, list[Any]] = field(default_factory=dict)
+
+
+def decode_instances(schema: InputSchema, instances: Any, keys: frozenset[str]) -> Partial:
+    """V1 rows: all lists in signature order, or all objects by column name. `keys` are entity keys that may appear."""
+    if not isinstance(instances, list) or not instances:
+        raise BadRequest("'instances' must be a list with at least one row.")
+    if schema.tensors:
+        return _tensor_instances(schema, instances)
+    kinds = kinds_of(instances)
+    if kinds == {list}:
+        return Partial(len(instances), arrays=_lists(schema, instances))
+    if kinds == {dict}:
+        return _objects(schema, instances, keys)
+    raise BadRequest("Every instance must be a list in signature order, or every instance an object by column name.")
+
+
+def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:
+    width = len(schema.columns)
+    if set(map(len, rows)) != {width}:
+        raise BadRequest(f"Every instance must have {width} values: {_named(schema)}.")
+    if schema.matrix is not None and kinds_of(list(chain.from_iterable(rows))) <= _NUMBERS:
+        fast = _matrix(rows, schema.matrix)
+        if fast is not None:
+            return (fast,)
+    by_column = zip(*rows, strict=True)
+    return lay_out(schema, [cast(c, values) for c, values in zip(schema.columns, by_column, strict=True)])
+
+
+def _matrix(rows: list[list[Any]], dtype: np.dtype[Any]) -> np.ndarray | None:
+    """The matrix of rows of plain numbers, or None if one does not fit and must be named."""
+    try:
+        matrix = np.array(rows, dtype=np.float64)
+    except OverflowError:
+        return None
+    if dtype != matrix.dtype:
+        with np.errstate(over="ignore"):
+            matrix = matrix.astype(dtype)
+    return matrix if np.isfinite(matrix).all() else None
+
+
+def _objects(schema: InputSchema, rows: list[dict[str, Any]], keys: frozenset[str]) -> Partial:
+    names = schema.names
+    known = keys.union(names)
+    if not schema.ignore_extra:
+        extra = set().union(*map(dict.keys, rows)) - known if not keys else set(chain.from_iterable(rows)) - known
+        if extra:
+            raise BadRequest(f"Column {shown(min(extra))!r} is not in the model's signature: {_named(schema)}.")
+    partial = Partial(len(rows), keys={k: [row.get(k) for row in rows] for k in keys if any(k in row for row in rows)})
+    for column in schema.columns:
+        _collect(column, rows, partial)
+    if not partial.keys:
+        partial.arrays = complete(schema, partial)
+    return partial
+
+
+_ABSENT = object()
+
+
+def _collect(column: Column, rows: list[dict[str, Any]], partial: Partial) -> None:
+    """Puts a column's values in `given`; rows that do not bring it are marked in `absent` where a key may stand in."""
+    values = [row.get(column.name, _ABSENT) for row in rows]
+    if _ABSENT not in values:
+        partial.given[column.name] = cast(column, values)
+        return
+    gone = np.array([value is _ABSENT for value in values])
+    if partial.keys:
+        if gone.all():
+            return
+        optional = Column(column.name, column.type, required=False)
+        partial.given[column.name] = cast(optional, [None if v is _ABSENT else v for v in values])
+        partial.absent[column.name] = gone
+    elif gone.all() or column.required:
+        partial.given[column.name] = missing(column, len(rows))
+    else:
+        partial.given[column.name] = cast(column, [None if v is _ABSENT else v for v in values])
+
+
+def complete(schema: InputSchema, partial: Partial) -> Arrays:
+    """The arrays of a partial whose columns are all known; an optional one that is not is missing."""
+    columns = [partial.given[c.name] if c.name in partial.given else missing(c, partial.rows) for c in schema.columns]
+    return lay_out(schema, columns)
+
+
+def lay_out(schema: InputSchema, columns: Sequence[np.ndarray]) -> Arrays:
+    """Columns in signature order, as the runtime takes them."""
+    if schema.matrix is not None:
+        return (np.column_stack(columns).astype(schema.matrix, copy=False),)
+    return tuple(columns)
+
+
+def _tensor_instances(schema: InputSchema, instances: list[Any]) -> Partial:
+    """Row format for tensors: the rows themselves for one tensor, objects by tensor name for any number."""
+    if kinds_of(instances) == {dict}:
+        named = _by_name(schema, instances)
+    elif len(schema.tensors) == 1:
+        named = {schema.names[0]: instances}
+    else:
+        raise BadRequest(f"Every instance must be an object with the tensors {_named(schema)}.")
+    arrays = tuple(tensor_of(t, tensor_name(t, i), named[tensor_name(t, i)]) for i, t in enumerate(schema.tensors))
+    return Partial(len(instances), arrays=arrays)
+
+
+def _by_name(schema: InputSchema, instances: list[dict[str, Any]]) -> Mapping[str, list[Any]]:
+    for row in instances:
+        for name in schema.names:
+            if name not in row:
+                raise BadRequest(f"Tensor {shown(name)!r} is missing.")
+        for name in row.keys() - set(schema.names):
+            raise BadRequest(f"Tensor {shown(name)!r} is not in the model's signature: {_named(schema)}.")
+    return {name: [row[name] for row in instances] for name in schema.names}
+
+
+def tensor_of(tensor: Tensor, name: str, nested: list[Any]) -> np.ndarray:
+    """Nested JSON lists as an array of the tensor's dtype and shape."""
+    flat, shape = flatten(nested, name)
+    check_shape(tensor, name, shape)
+    return json_array(name, flat, np.dtype(tensor.dtype)).reshape(shape)
+
+
+def check_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """BadRequest unless the shape fits the signature, where -1 is any size."""
+    fits = len(shape) == len(tensor.shape) and all(
+        want in (-1, have) for want, have in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        raise BadRequest(f"Tensor {shown(name)!r} must have the shape {list(tensor.shape)}.")
+
+
+def flatten(nested: list[Any], name: str) -> tuple[list[Any], tuple[int, ...]]:
+    """The values of nested lists in row-major order, and their shape. BadRequest if ragged."""
+    shape: list[int] = []
+    level: list[Any] = nested
+    while True:
+        shape.append(len(level))
+        kinds = kinds_of(level)
+        if list not in kinds:
+            return level, _closed(shape)
+        if kinds != {list} or len(set(map(len, level))) != 1:
+            raise BadRequest(f"Tensor {shown(name)!r} is ragged.")
+        level = list(chain.from_iterable(level))
+
+
+def _closed(counts: list[int]) -> tuple[int, ...]:
+    """Sizes per dimension from the running products that flattening saw."""
+    shape = counts[:1]
+    for before, after in pairwise(counts):
+        shape.append(after // before if before else 0)
+    return tuple(shape)
+
+
+def json_array(name: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
+    """Flat JSON values as a one-dimensional array of `dtype`, with the same strictness as columns have."""
+    kind = {"f": "double", "i": "long", "b": "boolean", "U": "string", "S": "string", "O": "string"}.get(dtype.kind)
+    if dtype.kind == "u":
+        return _unsigned(name, flat, dtype)
+    if kind is None:
+        raise BadRequest(f"Tensor {shown(name)!r} has a datatype that JSON cannot carry.")
+    array = cast(Column(name, kind), flat)
+    return narrow_to(name, array, dtype)
+
+
+def _unsigned(name: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
+    if not kinds_of(flat) <= _NUMBERS or any(v < 0 or v != int(v) or v > np.iinfo(dtype).max for v in flat):
+        raise BadRequest(f"Tensor {shown(name)!r} takes integers that fit {dtype.name}.")
+    return np.array([int(v) for v in flat], dtype=dtype)
+
+
+def narrow_to(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Converts between widths of one kind; strings and objects stay as they are."""
+    from serving.schema import narrow
+
+    return narrow(name, array, dtype) if dtype.kind in "fiu" else array
+
+
+def _named(schema: InputSchema) -> str:
+    text = ", ".join(schema.names)
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+__all__ = ["FLOATS", "NUMERIC", "Partial", "complete", "decode_instances", "lay_out"]

@@ -1,0 +1,180 @@
+"""From a model version to something that can answer: fetch, trust, load, warm. Runs in a thread, off the loop."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from registry.errors import InvalidModel
+from registry.mlmodel import MLmodel, Signature, read_mlmodel
+from registry.versions import ModelVersion
+from serving.configuration import Configuration, ModelOptions, resolve
+from serving.decoding import Arrays, Partial, complete, decode_instances
+from serving.runtimes.base import Outputs, Runtime, Want, datatype_of
+from serving.schema import InputSchema, blank, compile_schema
+from serving.trust import check_trust
+
+
+class Lookup(Protocol):
+    """Completes rows that carry entity keys. `keys` are the join keys' names; `columns` what it can bring."""
+
+    keys: frozenset[str]
+    columns: frozenset[str]
+
+    def __call__(self, keys: Mapping[str, list[Any]], columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Columns `[n]` for the keys. Blocks: call it in a thread."""
+        ...
+
+
+class ArtifactSource(Protocol):
+    """Where a version's files come from."""
+
+    def fetch(self, version: ModelVersion, into: Path) -> Path:
+        """The folder with the version's files, below `into`."""
+        ...
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A version that has been loaded, not yet warmed."""
+
+    runtime: Runtime
+    schema: InputSchema
+    signature: Signature
+    configuration: Configuration
+    lookup: Lookup | None = None
+    example: Arrays | None = None
+    folder: tempfile.TemporaryDirectory[str] | None = None
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+
+    def dispose(self) -> None:
+        """Releases the runtime and the files. Blocks."""
+        self.runtime.close()
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+class Loader:
+    """Loads versions of one served model. `features(name)` gives the lookup of a feature service."""
+
+    def __init__(
+        self, source: ArtifactSource, options: ModelOptions, features: Callable[[str, InputSchema], Lookup] | None
+    ) -> None:
+        self._source, self._options, self._features = source, options, features
+
+    def load(self, version: ModelVersion) -> Loaded:
+        """Fetches, checks and loads. Raises InvalidModel or whatever the flavour's library raises."""
+        folder = tempfile.TemporaryDirectory(prefix="headway-", ignore_cleanup_errors=True)
+        try:
+            return self._load(version, folder)
+        except BaseException:
+            folder.cleanup()
+            raise
+
+    def _load(self, version: ModelVersion, folder: tempfile.TemporaryDirectory[str]) -> Loaded:
+        model = read_mlmodel(self._source.fetch(version, Path(folder.name)))
+        options = self._options
+        configuration = resolve(options, version.tags, model.metadata)
+        schema = compile_schema(model.signature, ignore_extra=options.ignore_extra_columns)
+        check_trust(model, allow_pickle=options.allow_pickle, allow_code=options.allow_code)
+        lookup = self._lookup(configuration, schema)
+        runtime = _runtime(model, schema, configuration)
+        assert model.signature is not None
+        return Loaded(runtime, schema, model.signature, configuration, lookup, _example(model, schema), folder)
+
+    def _lookup(self, configuration: Configuration, schema: InputSchema) -> Lookup | None:
+        service = configuration.feature_service
+        if service is None:
+            return None
+        if self._features is None:
+            raise InvalidModel(
+                f"the version needs the feature service {service[:64]!r}: set features.repo_path to the Feast repository"
+            )
+        return self._features(service, schema)
+
+
+def _runtime(model: MLmodel, schema: InputSchema, configuration: Configuration) -> Runtime:
+    if "sklearn" in model.flavors:
+        from serving.runtimes.sklearn import load_sklearn
+
+        return load_sklearn(model, schema)
+    if "pytorch" in model.flavors:
+        from serving.runtimes.pytorch import load_pytorch
+
+        return load_pytorch(model, schema, configuration)
+    if "python_function" in model.flavors:
+        from serving.runtimes.pyfunc import load_pyfunc
+
+        return load_pyfunc(model, schema, configuration)
+    raise InvalidModel("the version has no flavour that can be served: sklearn, pytorch or python_function")
+
+
+def warm(loaded: Loaded) -> float:
+    """Runs the model at 1, 2 and `max_rows` rows, with and without probabilities, and returns the milliseconds that a
+    full batch takes. Raises whatever the model raises, or InvalidModel if it answers another number of rows."""
+    most = loaded.configuration.limits.max_rows
+    example = loaded.example or _blank(loaded.schema)
+    want = Want.LABELS | (Want.PROBABILITIES if loaded.runtime.classes is not None else Want.NONE)
+    for rows in sorted({1, min(2, most), most}):
+        outputs, _ = _run(loaded, example, rows, want | Want.RAW)
+    loaded.outputs = describe(outputs)
+    return statistics.median(_run(loaded, example, most, want)[1] for _ in range(3))
+
+
+def _run(loaded: Loaded, example: Arrays, rows: int, want: Want) -> tuple[Outputs, float]:
+    arrays = tuple(np.resize(a, (rows, *a.shape[1:])) for a in example)
+    began = time.perf_counter()
+    outputs = loaded.runtime.predict(arrays, rows, want)
+    if not outputs.consistent():
+        raise InvalidModel(f"the model does not answer {rows} rows for {rows}; is its batch dimension fixed?")
+    return outputs, (time.perf_counter() - began) * 1000
+
+
+def describe(outputs: Outputs) -> list[dict[str, Any]]:
+    """The V2 metadata of what a model really answered at warm-up; -1 is the number of rows."""
+    named = {"predictions": outputs.labels, "probabilities": outputs.probabilities}
+    return [
+        {"name": name, "datatype": datatype_of(array), "shape": [-1, *array.shape[1:]]}
+        for name, array in named.items()
+        if array is not None
+    ]
+
+
+def _blank(schema: InputSchema) -> Arrays:
+    if schema.columns:
+        return complete(schema, Partial(1, given={c.name: blank(c, 1) for c in schema.columns}))
+    return tuple(np.zeros([1, *(max(1, n) for n in t.shape[1:])], dtype=np.dtype(t.dtype)) for t in schema.tensors)
+
+
+def _example(model: MLmodel, schema: InputSchema) -> Arrays | None:
+    """The model's own input example as arrays, or None if it has none that fits its signature."""
+    try:
+        return _decode_example(model.example or {}, schema)
+    except Exception:  # noqa: BLE001  an example is a courtesy; zeros do as well
+        return None
+
+
+def _decode_example(example: Mapping[str, Any], schema: InputSchema) -> Arrays | None:
+    if schema.tensors:
+        inputs = example.get("inputs")
+        named = len(schema.tensors) > 1 or isinstance(inputs, dict)
+        rows = (
+            [dict(zip(inputs, r, strict=True)) for r in zip(*inputs.values(), strict=True)]
+            if named and inputs
+            else inputs
+        )
+        return decode_instances(schema, rows, frozenset()).arrays if rows else None
+    split = example.get("dataframe_split", {})
+    rows = (
+        [dict(zip(split["columns"], row, strict=True)) for row in split["data"]]
+        if "columns" in split
+        else split.get("data")
+    )
+    return decode_instances(schema, rows, frozenset()).arrays if rows else None

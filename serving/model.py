@@ -1,0 +1,62 @@
+"""The `kserve.Model` of a served name: KServe's side door into the same data plane.
+
+KServe's own app reaches it for CloudEvents; the routes and the gRPC servicer of Headway go to the data plane directly.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from kserve import InferRequest, Model
+from kserve.errors import InvalidInput, ModelNotReady
+
+from serving.dataplane import Call, DataPlane
+from serving.errors import BadRequest, NotReady
+from serving.transport.v1 import V1Request
+
+
+class RegistryModel(Model):
+    """A served name as KServe sees it. `ready` is the truth of the moment, and `load` changes nothing."""
+
+    def __init__(self, name: str, plane: Callable[[], DataPlane]) -> None:
+        self._plane = plane
+        super().__init__(name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the name has a READY version now."""
+        try:
+            return self._plane().managers[self.name].current is not None
+        except LookupError:
+            return False
+
+    @ready.setter
+    def ready(self, value: bool) -> None:
+        """KServe sets this at construction and at stop; the registry decides, not KServe."""
+
+    def load(self) -> bool:
+        """Called by KServe inside a request when not ready: must be instant and tell the truth."""
+        return self.ready
+
+    def stop(self) -> None:
+        """Nothing is released here: requests may be in flight, and their leases release."""
+
+    async def predict(self, payload: Any, headers: dict[str, str] | None = None, response_headers: Any = None) -> Any:
+        """One V1 document through the data plane. Open Inference requests come in over the server's own routes."""
+        if isinstance(payload, InferRequest):
+            raise InvalidInput("Send Open Inference requests to /v2/models/{name}/infer.")
+        if not isinstance(payload, dict):
+            raise InvalidInput("The data of the event must be a JSON object with 'instances'.")
+        request_id = (headers or {}).get("x-request-id") or uuid.uuid4().hex
+        call = Call(self.name, request_id=request_id, received=time.monotonic())
+        try:
+            reply = await self._plane().infer(call, V1Request(payload))
+        except BadRequest as error:
+            raise InvalidInput(str(error)) from error
+        except NotReady as error:
+            raise ModelNotReady(self.name, str(error)) from error
+        return orjson.loads(reply.payload)

@@ -1,0 +1,96 @@
+"""Asks the registry what each served model aspires to, again and again.
+
+On an error the last aspiration stays, the poller backs off, and the error is counted and shown. The registry's client
+blocks, so every call runs in a thread; one that hangs delays only its own model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from registry.errors import RegistryUnavailable, VersionNotFound
+from registry.policies import Catalogue, Policy
+from serving.lifecycle import backoff
+from serving.manager import ModelManager
+
+log = logging.getLogger("headway.registry")
+
+
+class VersionSource(Protocol):
+    """What lists a catalogue: the MLflow registry, or a fake of it."""
+
+    def catalogue(self, policy: Policy) -> Catalogue:
+        """The versions that the policy has to choose from. Blocks."""
+        ...
+
+
+class Poller:
+    """Polls for one model. `counted(ok)` is called after every poll."""
+
+    def __init__(
+        self,
+        source: VersionSource,
+        policy: Policy,
+        manager: ModelManager,
+        period: float,
+        counted: Callable[[str, bool], None],
+    ) -> None:
+        self._source, self._policy, self._manager, self._period = source, policy, manager, period
+        self._counted = counted
+        self._failures = 0
+        self._thread = ThreadPoolExecutor(1, "headway-poll")
+        self._wake = asyncio.Event()
+        self.answered_at: float | None = None
+
+    def wake(self) -> None:
+        """Look at once instead of at the end of the period."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Polls until cancelled, with a jitter of a tenth so that many pods do not ask in step."""
+        try:
+            while True:
+                await self.poll()
+                delay = self._period if not self._failures else max(self._period, backoff(self._failures))
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.9, 1.1))  # noqa: S311
+        finally:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def poll(self) -> None:
+        """One look at the registry."""
+        loop = asyncio.get_running_loop()
+        try:
+            catalogue = await loop.run_in_executor(self._thread, self._source.catalogue, self._policy)
+        except VersionNotFound as error:
+            self._answered((), str(error))
+        except RegistryUnavailable as error:
+            self._unavailable(error)
+        else:
+            aspired = self._policy.aspire(catalogue)
+            self._answered(aspired, None if aspired else f"{self._policy.uri} names no usable version")
+
+    def _answered(self, aspired: Catalogue, problem: str | None) -> None:
+        if self._failures:
+            log.info("registry answers again", extra={"model": self._manager.name, "failures": self._failures})
+        if problem is not None and problem != self._manager.problem:
+            log.warning("nothing to aspire to", extra={"model": self._manager.name, "reason": problem})
+        self._failures = 0
+        self.answered_at = time.time()
+        self._counted(self._manager.name, True)
+        self._manager.aspire(aspired, problem)
+
+    def _unavailable(self, error: RegistryUnavailable) -> None:
+        self._failures += 1
+        self._counted(self._manager.name, False)
+        if self._failures == 1:
+            log.error("registry does not answer", extra={"model": self._manager.name, "reason": str(error)})
+        self._manager.aspire(self._manager.aspired, str(error))

@@ -1,0 +1,226 @@
+"""The input schema of one version, compiled once at load: how rows become arrays.
+
+Layout: if all columns are doubles, or all are floats, one matrix `[n, k]` in signature order; otherwise one array per
+column `[n]`; for a tensor signature one array per tensor `[n, …]`. `null` and NaN mean *missing*.
+
+| column        | JSON that fits                              | array                                             |
+|---------------|---------------------------------------------|---------------------------------------------------|
+| double, float | any number                                  | float64, float32; missing is NaN                  |
+| long, integer | integers and integral floats, in range      | int64, int32; optional: float64, missing is NaN   |
+| boolean       | true, false                                 | bool; optional: object, missing is None           |
+| string        | strings                                     | object; missing is None                           |
+| binary        | base64 strings                              | object of bytes; missing is None                  |
+| datetime      | ISO 8601 strings                            | datetime64[ns], UTC; missing is NaT               |
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from registry.errors import InvalidModel
+from registry.mlmodel import Column, Signature, Tensor
+from serving.errors import BadRequest
+
+FLOATS: dict[str, np.dtype[Any]] = {"double": np.dtype("float64"), "float": np.dtype("float32")}
+INTEGERS: dict[str, np.dtype[Any]] = {"long": np.dtype("int64"), "integer": np.dtype("int32")}
+NUMERIC = {**FLOATS, **INTEGERS}
+_EXACT = 2**53
+_NUMBERS = frozenset({int, float})
+
+
+def shown(name: str) -> str:
+    """A name as an error may show it: at most 64 characters."""
+    return name[:64]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSchema:
+    """What a version takes. `matrix` is the dtype of the one-matrix layout, or None."""
+
+    columns: tuple[Column, ...] = ()
+    tensors: tuple[Tensor, ...] = ()
+    matrix: np.dtype[Any] | None = None
+    ignore_extra: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in signature order; tensor names for a tensor signature (`input-0` if unnamed)."""
+        return tuple(c.name for c in self.columns) or tuple(tensor_name(t, i) for i, t in enumerate(self.tensors))
+
+    @property
+    def all_numeric(self) -> bool:
+        """Whether one `[n, k]` tensor can stand for all columns."""
+        return bool(self.columns) and all(c.type in NUMERIC for c in self.columns)
+
+    def rows(self, arrays: tuple[np.ndarray, ...]) -> int:
+        """The number of rows that decoded arrays hold."""
+        return len(arrays[0])
+
+
+def tensor_name(tensor: Tensor, index: int) -> str:
+    """The name a tensor has on the wire."""
+    return tensor.name or f"input-{index}"
+
+
+def compile_schema(signature: Signature | None, *, ignore_extra: bool = False) -> InputSchema:
+    """The schema of a signature. Raises InvalidModel if there is none or if a type cannot be served."""
+    if signature is None:
+        raise InvalidModel("the version has no input signature: log it again with signature= or input_example=")
+    if isinstance(signature.inputs[0], Tensor):
+        tensors = tuple(t for t in signature.inputs if isinstance(t, Tensor))
+        if any(t.shape[:1] != (-1,) for t in tensors):
+            raise InvalidModel("the first dimension of every input tensor must be -1, the number of rows")
+        return InputSchema(tensors=tensors, ignore_extra=ignore_extra)
+    columns = tuple(c for c in signature.inputs if isinstance(c, Column))
+    for column in columns:
+        if column.type not in _CASTS:
+            raise InvalidModel(f"column {shown(column.name)!r} has the type {column.type}, which cannot be served yet")
+    types = {c.type for c in columns}
+    matrix = FLOATS.get(types.pop()) if len(types) == 1 else None
+    return InputSchema(columns=columns, matrix=matrix, ignore_extra=ignore_extra)
+
+
+def kinds_of(values: Sequence[Any]) -> set[type]:
+    """The Python types among the values, found without a Python loop."""
+    return set(map(type, values))
+
+
+def cast(column: Column, values: Sequence[Any]) -> np.ndarray:
+    """One column of JSON values as an array `[n]`. Raises BadRequest that names the column, never a value."""
+    kinds = kinds_of(values)
+    if type(None) in kinds and column.required:
+        raise BadRequest(f"Column {shown(column.name)!r} is required and has a missing value.")
+    kinds.discard(type(None))
+    return _CASTS[column.type](column, values, kinds)
+
+
+def missing(column: Column, rows: int) -> np.ndarray:
+    """`rows` missing values of an optional column. Raises BadRequest if the column is required."""
+    if column.required:
+        raise BadRequest(f"Column {shown(column.name)!r} is missing.")
+    return cast(column, [None] * rows)
+
+
+def blank(column: Column, rows: int) -> np.ndarray:
+    """`rows` harmless values: zero, false, empty, the epoch. For warm-up without an example."""
+    zero: dict[str, Any] = {"boolean": False, "string": "", "binary": "", "datetime": "1970-01-01"}
+    return cast(column, [zero.get(column.type, 0)] * rows)
+
+
+def _wrong(column: Column, expected: str) -> BadRequest:
+    return BadRequest(f"Column {shown(column.name)!r} takes {expected}.")
+
+
+def _floats(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
+    if not kinds <= _NUMBERS:
+        raise _wrong(column, f"numbers ({column.type})")
+    try:
+        array = np.array(values, dtype=np.float64)
+    except OverflowError as error:
+        raise _wrong(column, f"numbers that fit a {column.type}") from error
+    return narrow(column.name, array, FLOATS[column.type])
+
+
+def _integers(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
+    if not kinds <= _NUMBERS:
+        raise _wrong(column, f"integers ({column.type})")
+    whole = [_whole(column, v) for v in values] if float in kinds else values
+    bounds = np.iinfo(INTEGERS[column.type])
+    present = [v for v in whole if v is not None]
+    if present and not (bounds.min <= min(present) and max(present) <= bounds.max):
+        raise _wrong(column, f"integers that fit a {column.type}")
+    if column.required:
+        return np.array(whole, dtype=INTEGERS[column.type])
+    if present and max(map(abs, present)) > _EXACT:
+        raise _wrong(column, "integers up to 2^53, because missing values share the column")
+    return np.array([np.nan if v is None else v for v in whole], dtype=np.float64)
+
+
+def _whole(column: Column, value: Any) -> int | None:
+    if value is None or type(value) is int:
+        return value
+    if not value.is_integer():
+        raise _wrong(column, f"integers ({column.type})")
+    return int(value)
+
+
+def _booleans(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
+    if not kinds <= {bool}:
+        raise _wrong(column, "true or false")
+    return np.array(values, dtype=bool if column.required else object)
+
+
+def _strings(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
+    if not kinds <= {str}:
+        raise _wrong(column, "strings")
+    return _objects(values)
+
+
+def _binaries(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
+    if not kinds <= {str, bytes}:
+        raise _wrong(column, "base64 strings")
+    try:
+        return _objects([base64.b64decode(v, validate=True) if isinstance(v, str) else v for v in values])
+    except (binascii.Error, ValueError) as error:
+        raise _wrong(column, "base64 strings") from error
+
+
+def _datetimes(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
+    if not kinds <= {str}:
+        raise _wrong(column, "ISO 8601 strings")
+    try:
+        micros = np.array([_moment(v) for v in values], dtype="datetime64[us]")
+    except (ValueError, OverflowError) as error:
+        raise _wrong(column, "ISO 8601 strings") from error
+    nanos = micros.astype("datetime64[ns]")
+    if not np.array_equal(nanos.astype("datetime64[us]"), micros, equal_nan=True):
+        raise _wrong(column, "dates between 1678 and 2261")
+    return nanos
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """The array in a narrower dtype of the same kind; BadRequest if a value is out of range."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = array.astype(dtype)
+    if dtype.kind == "f":
+        fits = bool((np.isfinite(result) == np.isfinite(array)).all())
+    else:
+        bounds = np.iinfo(dtype)
+        fits = array.size == 0 or (int(array.min()) >= bounds.min and int(array.max()) <= bounds.max)
+    if not fits:
+        raise BadRequest(f"{shown(name)!r} has a value that does not fit {dtype.name}.")
+    return result
+
+
+_CASTS: dict[str, Callable[[Column, Sequence[Any], set[type]], np.ndarray]] = {
+    "double": _floats,
+    "float": _floats,
+    "long": _integers,
+    "integer": _integers,
+    "boolean": _booleans,
+    "string": _strings,
+    "binary": _binaries,
+    "datetime": _datetimes,
+}

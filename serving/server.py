@@ -1,0 +1,149 @@
+"""KServe's server, with our application in front, our host, our loop and a drain.
+
+KServe's own `start` closes the port at the first signal, binds every interface whatever the host, and leaves uvloop
+unused; the parts replaced here are those. Everything else (registration, its app, its clients) stays KServe's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from kserve import ModelServer
+from kserve.model_server import app as kserve_app
+from kserve.protocol.rest.server import RESTServer
+
+from serving.dataplane import DataPlane
+from serving.errors import NotReady
+
+log = logging.getLogger("headway.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen, and for how long to drain."""
+
+    host: str
+    port: int
+    grpc_port: int
+    drain_delay_seconds: float
+    drain_seconds: float
+
+
+class PortInUse(OSError):
+    """Another process listens on the port."""
+
+
+class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
+    """A `kserve.ModelServer` that runs inside our loop and drains before it closes."""
+
+    def __init__(self, address: Address, plane: DataPlane, http: Callable[..., Awaitable[None]]) -> None:
+        super().__init__(http_port=address.port, grpc_port=address.grpc_port, workers=1, enable_latency_logging=False)
+        self._address, self._plane = address, plane
+        self._rest = _Rest(self, address, http)
+        self.background: list[Awaitable[None]] = []
+        self.exit_code = 0
+
+    async def serve(self, started: Callable[[], None]) -> int:
+        """Listens until a signal, drains, and returns the exit code."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        self.request_stop = stop.set
+        rest = asyncio.create_task(self._rest.start())
+        tasks = [asyncio.ensure_future(work) for work in self.background]
+        started()
+        await _first(asyncio.create_task(stop.wait()), rest)
+        await self._drain(rest)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return self.exit_code
+
+    request_stop: Callable[[], None]
+
+    def fail(self) -> None:
+        """Ends the process with a non-zero exit code (`server.fail_fast`)."""
+        self.exit_code = 1
+        self.request_stop()
+
+    async def _drain(self, rest: asyncio.Task[None]) -> None:
+        """Readiness goes first, the port stays open for the delay, then what is in flight has the bound."""
+        self._plane.draining = True
+        log.info("draining", extra={"delay_seconds": self._address.drain_delay_seconds})
+        await asyncio.sleep(self._address.drain_delay_seconds)
+        self._rest.close()
+        bound = asyncio.get_running_loop().call_later(self._address.drain_seconds, self._cut)
+        await asyncio.gather(rest, return_exceptions=True)
+        bound.cancel()
+        self._plane.close()
+        log.info("stopped", extra={"exit_code": self.exit_code})
+
+    def _cut(self) -> None:
+        log.warning(
+            "drain bound passed; failing what is still in flight", extra={"seconds": self._address.drain_seconds}
+        )
+        self._plane.close(NotReady("The server is shutting down."))
+
+
+class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
+    """KServe's REST server with our application and our bounds."""
+
+    def __init__(self, server: HeadwayServer, address: Address, http: Callable[..., Awaitable[None]]) -> None:
+        super().__init__("kserve.model_server:app", server.dataplane, server.model_repository_extension, address.port)
+        self.config = uvicorn.Config(
+            http,
+            host=address.host,
+            port=address.port,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=65,
+            timeout_graceful_shutdown=int(address.drain_seconds) + 2,
+        )
+        self._server = _Uvicorn(self.config)
+
+    def close(self) -> None:
+        """Stops listening and lets what is in flight end."""
+        self._server.should_exit = True
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn without signal handlers of its own: the server above decides when the port closes."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Waits for the first of the tasks; a failure of it is raised."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises PortInUse, in one sentence, if the port cannot be bound."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortInUse(f"port {port} on {host} cannot be used: {error.strerror}") from error
+
+
+__all__ = ["Address", "HeadwayServer", "PortInUse", "check_port", "kserve_app"]

@@ -1,0 +1,221 @@
+"""Settings: one tree of plain values from flags, environment and file, in that precedence, key by key.
+
+Unknown keys in the file and unknown `HEADWAY_*__*` names are errors that name the key. Only the composition root
+reads this module; everything else takes plain values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from registry.errors import InvalidReference
+from registry.policies import parse_reference, selector
+
+PREFIX = "HEADWAY_"
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown, malformed, or whose part is not built yet. The text names the key."""
+
+
+def _not_built(value: Any) -> Any:
+    if value not in (None, False, 1):
+        raise ValueError("is not built yet; leave it out")
+    return value
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Batching(_Group):
+    """Batching of one version; rows, milliseconds, rows, and a share of the queue."""
+
+    max_rows: int | None = Field(None, ge=1, le=65536)
+    max_wait_ms: float | None = Field(None, ge=0, le=60_000)
+    max_queue: int | None = Field(None, ge=1)
+    high_watermark: float | None = Field(None, gt=0, le=1)
+    inline_below_ms: float | None = Field(None, ge=0)
+
+
+class Server(_Group):
+    """The process and its ports."""
+
+    host: str = "0.0.0.0"  # noqa: S104  a server in a container listens on every interface
+    port: int = Field(8080, ge=0, le=65535)
+    grpc_port: int = Field(8081, ge=0, le=65535)
+    max_body_bytes: int = Field(16_777_216, ge=1)
+    drain_delay_seconds: float = Field(0.0, ge=0)
+    drain_seconds: float = Field(25.0, ge=0)
+    load_seconds: float = Field(600.0, gt=0)
+    fail_fast: bool = False
+    workers: Annotated[int, AfterValidator(_not_built)] = 1
+    docs: Annotated[bool, AfterValidator(_not_built)] = False
+
+
+class Registry(_Group):
+    """Where the registry is, and how often to look. MLflow's own variables say the rest (credentials, TLS)."""
+
+    tracking_uri: str | None = None
+    registry_uri: str | None = None
+    poll_seconds: float = Field(10.0, gt=0)
+    pinned_poll_seconds: float = Field(60.0, gt=0)
+
+
+class Features(_Group):
+    """The Feast repository: the folder that holds `feature_store.yaml`."""
+
+    repo_path: str | None = None
+
+
+class Security(_Group):
+    """Who may do what."""
+
+    repository_api: Annotated[bool, AfterValidator(_not_built)] = False
+
+
+class Monitoring(_Group):
+    """Logs and metrics."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class Served(_Group):
+    """What both `defaults` and an entry of `models` may say of a model."""
+
+    allow_pickle: bool | None = None
+    allow_code: bool | None = None
+    timeout_ms: float | None = Field(None, ge=0)
+    batching: Batching = Batching()
+    output: Literal["auto", "labels", "probabilities", "raw"] | None = None
+    per_instance: bool | None = None
+    ignore_extra_columns: bool | None = None
+
+
+class ModelEntry(Served):
+    """One served model: its name, the reference it follows, and its own settings."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/:]+$")
+    uri: str
+    required: bool = True
+    on_demand: Annotated[bool, AfterValidator(_not_built)] = False
+    digest: Annotated[str | None, AfterValidator(_not_built)] = None
+
+
+class Settings(_Group):
+    """Everything an operator can say."""
+
+    server: Server = Server()
+    registry: Registry = Registry()
+    features: Features = Features()
+    security: Security = Security()
+    monitoring: Monitoring = Monitoring()
+    defaults: Served = Served()
+    models: tuple[ModelEntry, ...] = ()
+
+
+GROUPS = ("server", "registry", "features", "security", "monitoring", "defaults")
+
+
+def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None) -> Settings:
+    """Merges the three sources and validates. `flags` is a nested mapping like the file's. Raises SettingsError."""
+    tree = _merge(_merge(_from_file(file), _from_environ(environ)), flags)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_first(error)) from error
+    _check_models(settings)
+    return settings
+
+
+def model_from_words(uri: str | None, name: str | None, version: str | None) -> dict[str, Any] | None:
+    """The one `models` entry that `--model-uri`, `--model-name` and `--model-version` mean, or None without them."""
+    if uri is not None:
+        if version is not None:
+            raise SettingsError("--model-version goes with --model-name alone; --model-uri already names a version")
+        try:
+            return {"name": name or parse_reference(uri).name, "uri": uri}
+        except InvalidReference as error:
+            raise SettingsError(str(error)) from error
+    if name is None and version is None:
+        return None
+    if name is None or version is None:
+        raise SettingsError("--model-name without --model-uri needs --model-version, and the other way round")
+    try:
+        return {"name": name, "uri": selector(name, version).uri}
+    except InvalidReference as error:
+        raise SettingsError(str(error)) from error
+
+
+def _check_models(settings: Settings) -> None:
+    names = [entry.name for entry in settings.models]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"models: the name {name!r} stands twice")
+    for i, entry in enumerate(settings.models):
+        try:
+            parse_reference(entry.uri)
+        except InvalidReference as error:
+            raise SettingsError(f"models[{i}].uri: {error}") from error
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        tree = yaml.safe_load(file.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not YAML: {str(error).splitlines()[0]}") from error
+    if tree is not None and not isinstance(tree, dict):
+        raise SettingsError(f"{file} must be a mapping of groups")
+    return tree or {}
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`HEADWAY_SERVER__PORT=9000` is `server.port`. Names without `__` are ignored: Kubernetes injects such."""
+    tree: dict[str, Any] = {}
+    for name, value in sorted(environ.items()):
+        path = name.removeprefix(PREFIX).lower().split("__")
+        if not name.startswith(PREFIX) or len(path) < 2:
+            continue
+        if path[0] not in GROUPS:
+            raise SettingsError(f"{name}: there is no group {path[0]!r}; the groups are {', '.join(GROUPS)}")
+        _plant(tree, path, value, name)
+    return tree
+
+
+def _plant(tree: dict[str, Any], path: Sequence[str], value: str, name: str) -> None:
+    node = tree
+    for key in path[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise SettingsError(f"{name}: {key} is a value, not a group")
+    try:
+        node[path[-1]] = json.loads(value) if value[:1] in "[{" and value else value
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{name} looks like JSON and is not: {error.msg}") from error
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    where = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        env = f" (environment: {PREFIX}{where.replace('.', '__').upper()})" if "." in where else ""
+        return f"{where}: there is no such setting{env}"
+    return f"{where}: {found['msg'].removeprefix('Value error, ')}"

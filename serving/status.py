@@ -1,0 +1,115 @@
+"""What the server says of its models: status, metadata, index. Pure views of the managers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from registry.mlmodel import Column, Signature, Tensor
+from serving.errors import NotReady
+from serving.lifecycle import State
+from serving.manager import ModelManager, Servable
+from serving.runtimes.base import DATATYPES as TENSOR_DATATYPES
+from serving.schema import tensor_name
+
+PLATFORM = "mlflow"
+DATATYPES = {
+    "boolean": "BOOL", "integer": "INT32", "long": "INT64", "float": "FP32", "double": "FP64",
+    "string": "BYTES", "binary": "BYTES", "datetime": "BYTES",
+}  # fmt: skip
+
+
+def model_status(manager: ModelManager) -> dict[str, Any]:
+    """The body of `GET /v1/models/{m}`: every key is always there, absent facts are null."""
+    current = manager.current
+    leading = current or (manager.servables[-1] if manager.servables else None)
+    facts = current.version if current else None
+    body: dict[str, Any] = {
+        "name": manager.name,
+        "version": facts.version if facts else None,
+        "platform": PLATFORM,
+        "ready": current is not None,
+        "state": leading.state if leading else State.NEW,
+        "uri": manager.uri,
+        "alias": _alias(manager, current),
+        "stage": facts.stage if facts else None,
+        "run_id": facts.run_id if facts else None,
+        "digest": None,
+        "since": leading.since if leading else None,
+        "versions": [{"version": s.version.version, "state": s.state, "reason": s.reason} for s in manager.servables],
+    }
+    if current is None:
+        body["error"] = f"No version is READY: {manager.why()}."
+    return body
+
+
+def _alias(manager: ModelManager, current: Servable | None) -> str | None:
+    """The alias that is followed, else the first that the version carries."""
+    if current is None or not current.version.aliases:
+        return None
+    followed = manager.uri.rpartition("@")[2]
+    return followed if followed in current.version.aliases else current.version.aliases[0]
+
+
+def is_ready(manager: ModelManager, number: str | None) -> bool:
+    """Whether the current version, or the numbered one, is READY. Raises NotFound for one that is not loaded."""
+    if number is None:
+        return manager.current is not None
+    with manager.lease(number):
+        return True
+
+
+def server_metadata() -> dict[str, Any]:
+    """The body of `GET /v2`."""
+    try:
+        number = version("headway")
+    except PackageNotFoundError:
+        number = "0"
+    return {"name": "headway", "version": number, "extensions": ["model_repository"]}
+
+
+def metadata(manager: ModelManager, number: str | None) -> dict[str, Any]:
+    """The body of `GET /v2/models/{m}`, for the current or a numbered version."""
+    if number is None and manager.current is None:
+        raise NotReady(f"Model {manager.name!r} has no READY version: {manager.why()}.")
+    with manager.lease(number) as servable:
+        loaded, _ = servable.ready
+        return {
+            "name": manager.name,
+            "versions": [s.version.version for s in manager.servables if s.state is State.READY],
+            "platform": PLATFORM,
+            "inputs": _inputs(loaded.signature),
+            "outputs": loaded.outputs,
+        }
+
+
+def _inputs(signature: Signature) -> list[dict[str, Any]]:
+    return [_spec(signature.inputs[i], i) for i in range(len(signature.inputs))]
+
+
+def _spec(spec: Column | Tensor, index: int) -> dict[str, Any]:
+    if isinstance(spec, Tensor):
+        return {
+            "name": tensor_name(spec, index),
+            "datatype": TENSOR_DATATYPES.get(spec.dtype, "BYTES"),
+            "shape": list(spec.shape),
+        }
+    return {"name": spec.name, "datatype": DATATYPES[spec.type], "shape": [-1, 1]}
+
+
+def index(managers: Iterable[ModelManager], *, only_ready: bool) -> list[dict[str, str]]:
+    """The body of `POST /v2/repository/index`: one row per servable, or per name that has none."""
+    rows = []
+    for manager in managers:
+        for servable in manager.servables:
+            state = "READY" if servable.state is State.READY else str(servable.state)
+            if servable.state is State.READY or not only_ready:
+                rows.append(_row(manager.name, servable.version.version, state, servable.reason or ""))
+        if not manager.servables and not only_ready:
+            rows.append(_row(manager.name, "", "UNAVAILABLE", manager.why()))
+    return rows
+
+
+def _row(name: str, number: str, state: str, reason: str) -> dict[str, str]:
+    return {"name": name, "version": number, "state": state, "reason": reason}

@@ -1,0 +1,51 @@
+"""Fixtures: real models in a real MLflow registry, made once per run, and real servers on real sockets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("FEAST_USAGE", "False")
+
+from tests.servers import MlflowServer, Server, start_headway, start_mlflow
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `mlflow.db` and its artifacts: the demonstration's versions, trained once per run."""
+    from scripts.demo.train import train
+
+    home = tmp_path_factory.mktemp("trained")
+    with start_mlflow(home) as server:
+        train(server.uri, machines=120, days=20)
+    return home
+
+
+@pytest.fixture
+def mlflow_server(trained: Path, tmp_path: Path) -> Iterator[MlflowServer]:
+    """A real tracking server on a copy of the trained registry."""
+    for name in ("mlflow.db", "artifacts"):
+        source = trained / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    with start_mlflow(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def headway(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers as processes; whatever still runs at the end is killed."""
+    running: list[Server] = []
+
+    def start(*flags: str, **environ: str) -> Server:
+        server = start_headway(tmp_path / f"headway-{len(running)}.log", *flags, **environ)
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        server.kill()

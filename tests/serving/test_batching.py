@@ -1,0 +1,199 @@
+"""The batcher: exactly one's own rows, in bounds, and nobody harmed by a neighbour."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serving.batching import Batcher, BatchingLimits
+from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull
+from serving.runtimes.base import Outputs, Want
+
+
+class Doubler:
+    """A runtime that doubles its rows, remembers its batches, fails on NaN, and waits while `gate` is closed."""
+
+    classes = None
+
+    def __init__(self, answers: int | None = None) -> None:
+        self.batches: list[int] = []
+        self.seen: list[float] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.answers = answers
+
+    def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
+        self.gate.wait(10)
+        x = arrays[0]
+        self.batches.append(len(x))
+        if np.isnan(x).any():
+            raise ValueError("poison")
+        self.seen.extend(x[:, 0].tolist())
+        labels = (x[:, 0] * 2)[: self.answers]
+        return Outputs(rows, labels)
+
+    def close(self) -> None:
+        pass
+
+
+THREADED, INLINE = 10.0, 0.0
+observed: list[tuple[int, int]] = []
+
+
+def batcher(runtime: Doubler, cost_ms: float = THREADED, **limits: float) -> Batcher:
+    return Batcher(runtime, BatchingLimits(**limits), cost_ms, lambda n, rows, s: observed.append((n, rows)))
+
+
+async def ask(b: Batcher, values: list[float], deadline: float | None = None) -> list[float]:
+    outputs, _ = await b.predict((np.array(values)[:, None],), len(values), Want.LABELS, deadline)
+    assert outputs.labels is not None
+    return outputs.labels.tolist()
+
+
+@pytest.mark.parametrize("cost_ms", [THREADED, INLINE])
+async def test_every_caller_gets_exactly_its_rows(cost_ms: float) -> None:
+    """Requests of 1, 7 and 100 rows, together; long ones run in chunks and are answered whole."""
+    runtime = Doubler()
+    b = batcher(runtime, cost_ms)
+    sizes = [1, 7, 100, 1, 33, 2, 7]
+    wishes = [[float(1000 * i + j) for j in range(n)] for i, n in enumerate(sizes)]
+    answers = await asyncio.gather(*(ask(b, w) for w in wishes))
+    assert answers == [[2 * v for v in w] for w in wishes]
+    assert max(runtime.batches) <= 32
+    assert b.depth == 0
+    b.close()
+
+
+async def test_requests_of_one_tick_coalesce_without_a_timer() -> None:
+    """The first batch starts in the same loop tick and carries everybody who was there."""
+    runtime = Doubler()
+    b = batcher(runtime, INLINE)
+    await asyncio.gather(*(ask(b, [float(i)]) for i in range(20)))
+    assert runtime.batches == [20]
+    b.close()
+
+
+async def test_while_a_batch_runs_the_next_one_forms() -> None:
+    """Greedy: no waiting when idle, and full batches when busy."""
+    runtime = Doubler()
+    runtime.gate.clear()
+    b = batcher(runtime)
+    first = asyncio.create_task(ask(b, [1.0]))
+    await asyncio.sleep(0.02)
+    rest = [asyncio.create_task(ask(b, [float(i)])) for i in range(10)]
+    await asyncio.sleep(0.02)
+    runtime.gate.set()
+    await asyncio.gather(first, *rest)
+    assert runtime.batches == [1, 10]
+    b.close()
+
+
+async def test_max_wait_holds_a_batch_that_is_not_full() -> None:
+    """Two requests 5 ms apart share a batch under a window of 40 ms; a full batch does not wait."""
+    runtime = Doubler()
+    b = batcher(runtime, INLINE, max_wait_ms=40, max_rows=3)
+    one = asyncio.create_task(ask(b, [1.0]))
+    await asyncio.sleep(0.005)
+    await asyncio.gather(one, ask(b, [2.0]))
+    assert runtime.batches == [2]
+    began = time.monotonic()
+    slow = batcher(runtime, INLINE, max_wait_ms=10_000, max_rows=3)
+    await asyncio.gather(ask(slow, [1.0]), ask(slow, [2.0]), ask(slow, [3.0]))
+    assert time.monotonic() - began < 9
+    b.close()
+    slow.close()
+
+
+async def test_a_cancelled_caller_harms_nobody_and_is_never_computed() -> None:
+    """The cancelled row leaves the queue; its neighbours are answered."""
+    runtime = Doubler()
+    runtime.gate.clear()
+    b = batcher(runtime)
+    running = asyncio.create_task(ask(b, [1.0]))
+    await asyncio.sleep(0.02)
+    doomed, other = asyncio.create_task(ask(b, [2.0])), asyncio.create_task(ask(b, [3.0]))
+    await asyncio.sleep(0)
+    doomed.cancel()
+    await asyncio.gather(doomed, return_exceptions=True)
+    runtime.gate.set()
+    assert await running == [2.0]
+    assert await other == [6.0]
+    assert 2.0 not in runtime.seen
+    assert b.depth == 0
+    b.close()
+
+
+async def test_an_expired_row_is_never_computed() -> None:
+    """Its caller hears of the deadline at the deadline, and the row is dropped."""
+    runtime = Doubler()
+    runtime.gate.clear()
+    b = batcher(runtime)
+    running = asyncio.create_task(ask(b, [1.0]))
+    await asyncio.sleep(0.02)
+    with pytest.raises(DeadlineExceeded):
+        await ask(b, [2.0], deadline=time.monotonic() + 0.03)
+    with pytest.raises(DeadlineExceeded):
+        await ask(b, [4.0], deadline=time.monotonic() - 1)
+    runtime.gate.set()
+    await running
+    assert runtime.seen == [1.0]
+    assert b.depth == 0
+    b.close()
+
+
+async def test_over_the_watermark_a_request_is_shed_at_once() -> None:
+    """Shed before the queue is full, with the seconds until it drains; a long request passes an empty queue."""
+    runtime = Doubler()
+    runtime.gate.clear()
+    b = batcher(runtime, max_queue=100, high_watermark=0.8)
+    long = asyncio.create_task(ask(b, [1.0] * 300))
+    await asyncio.sleep(0.02)
+    assert b.depth == 300 - 32
+    with pytest.raises(QueueFull) as shed:
+        await ask(b, [1.0])
+    assert shed.value.retry_after >= 1
+    runtime.gate.set()
+    assert await long == [2.0] * 300
+    assert await ask(b, [1.0]) == [2.0]
+    b.close()
+
+
+@pytest.mark.parametrize("cost_ms", [THREADED, INLINE])
+async def test_a_poison_row_fails_alone(cost_ms: float) -> None:
+    """The model raises on one request; every other request of that batch is answered."""
+    runtime = Doubler()
+    b = batcher(runtime, cost_ms)
+    wishes = [[float(i)] for i in range(8)]
+    wishes[5] = [float("nan")]
+    answers = await asyncio.gather(*(ask(b, w) for w in wishes), return_exceptions=True)
+    assert isinstance(answers[5], ModelFailed)
+    assert [a for i, a in enumerate(answers) if i != 5] == [[2.0 * i] for i in range(8) if i != 5]
+    assert await ask(b, [3.0]) == [6.0]
+    b.close()
+
+
+async def test_too_few_outputs_fail_the_whole_batch_loudly() -> None:
+    """Nobody may get somebody else's rows."""
+    b = batcher(Doubler(answers=1), INLINE)
+    answers = await asyncio.gather(ask(b, [1.0]), ask(b, [2.0]), return_exceptions=True)
+    assert all(isinstance(a, ModelFailed) for a in answers)
+    b.close()
+
+
+async def test_close_fails_the_waiters() -> None:
+    """Who waits and who is being computed hears of it; nobody hangs."""
+    runtime = Doubler()
+    runtime.gate.clear()
+    b = batcher(runtime)
+    waiting = [asyncio.create_task(ask(b, [1.0])) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    waiting.append(asyncio.create_task(ask(b, [1.0])))
+    await asyncio.sleep(0)
+    b.close()
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+    assert all(isinstance(a, NotReady) for a in answers)
+    with pytest.raises(NotReady):
+        await ask(b, [1.0])
+    runtime.gate.set()
