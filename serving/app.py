@@ -146,7 +146,7 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
 
 def _address(settings: Settings) -> Address:
     s = settings.server
-    return Address(s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds)
+    return Address(s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes)
 
 
 def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager]) -> bytes:

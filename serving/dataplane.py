@@ -24,7 +24,7 @@ from serving.errors import BadRequest, DeadlineExceeded, NotFound, outcome_of
 from serving.loading import Loaded
 from serving.manager import ModelManager, Servable
 from serving.runtimes.base import Outputs, Want
-from serving.schema import shown
+from serving.schema import has_missing, shown
 
 log = logging.getLogger("headway.requests")
 Out_co = TypeVar("Out_co", covariant=True)
@@ -241,12 +241,3 @@ def _fill(partial: Partial, found: Mapping[str, np.ndarray], loaded: Loaded) -> 
         values = partial.given.get(column_spec.name)
         if values is not None and column_spec.required and has_missing(values):
             raise BadRequest(f"Column {shown(column_spec.name)!r} is required and has a missing value.")
-
-
-def has_missing(values: np.ndarray) -> bool:
-    """Whether an array holds NaN, NaT or None."""
-    if values.dtype.kind == "f":
-        return bool(np.isnan(values).any())
-    if values.dtype.kind == "M":
-        return bool(np.isnat(values).any())
-    return values.dtype.kind == "O" and any(v is None for v in values.tolist())

@@ -15,7 +15,7 @@ import numpy as np
 
 from registry.mlmodel import Column, Tensor
 from serving.errors import BadRequest
-from serving.schema import FLOATS, NUMERIC, InputSchema, cast, kinds_of, missing, shown, tensor_name
+from serving.schema import FLOATS, NUMERIC, InputSchema, cast, kinds_of, missing, narrow, shown, tensor_name
 
 Arrays = tuple[np.ndarray, ...]
 _NUMBERS = frozenset({int, float})
@@ -202,8 +202,6 @@ def _unsigned(name: str, flat: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarra
 
 def narrow_to(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Converts between widths of one kind; strings and objects stay as they are."""
-    from serving.schema import narrow
-
     return narrow(name, array, dtype) if dtype.kind in "fiu" else array
 
 

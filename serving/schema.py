@@ -214,6 +214,15 @@ def narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return result
 
 
+def has_missing(values: np.ndarray) -> bool:
+    """Whether an array holds NaN, NaT or None."""
+    if values.dtype.kind == "f":
+        return bool(np.isnan(values).any())
+    if values.dtype.kind == "M":
+        return bool(np.isnat(values).any())
+    return values.dtype.kind == "O" and any(v is None for v in values.tolist())
+
+
 _CASTS: dict[str, Callable[[Column, Sequence[Any], set[type]], np.ndarray]] = {
     "double": _floats,
     "float": _floats,

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import uvicorn
 from kserve import ModelServer
 from kserve.model_server import app as kserve_app
@@ -22,6 +23,7 @@ from kserve.protocol.rest.server import RESTServer
 
 from serving.dataplane import DataPlane
 from serving.errors import NotReady
+from serving.transport.grpc import build_server
 
 log = logging.getLogger("headway.server")
 
@@ -35,6 +37,7 @@ class Address:
     grpc_port: int
     drain_delay_seconds: float
     drain_seconds: float
+    max_message_bytes: int
 
 
 class PortInUse(OSError):
@@ -48,6 +51,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         super().__init__(http_port=address.port, grpc_port=address.grpc_port, workers=1, enable_latency_logging=False)
         self._address, self._plane = address, plane
         self._rest = _Rest(self, address, http)
+        self._grpc: grpc.aio.Server | None = None
         self.background: list[Awaitable[None]] = []
         self.exit_code = 0
 
@@ -58,6 +62,8 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         self.request_stop = stop.set
+        self._grpc = self._listen_grpc()
+        await self._grpc.start()
         rest = asyncio.create_task(self._rest.start())
         tasks = [asyncio.ensure_future(work) for work in self.background]
         started()
@@ -82,10 +88,16 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         await asyncio.sleep(self._address.drain_delay_seconds)
         self._rest.close()
         bound = asyncio.get_running_loop().call_later(self._address.drain_seconds, self._cut)
-        await asyncio.gather(rest, return_exceptions=True)
+        assert self._grpc is not None
+        # The bound fails what is left with a status of the contract; the transports get a moment more to say so.
+        await asyncio.gather(rest, self._grpc.stop(self._address.drain_seconds + 2), return_exceptions=True)
         bound.cancel()
         self._plane.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
+
+    def _listen_grpc(self) -> grpc.aio.Server:
+        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
+        return build_server(self._plane, f"{host}:{self._address.grpc_port}", self._address.max_message_bytes)
 
     def _cut(self) -> None:
         log.warning(

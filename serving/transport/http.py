@@ -28,6 +28,7 @@ from serving.errors import (
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
 from serving.transport.v1 import V1Request, dumps, parse_object
+from serving.transport.v2 import V2Request
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -175,14 +176,20 @@ class Http:
             ("GET", f"/v2/models/{versioned}", self._metadata),
             ("GET", f"/v2/models/{versioned}/ready", self._model_ready),
             ("POST", "/v2/repository/index", self._index),
+            ("POST", f"/v2/models/{versioned}/infer", self._infer),
             ("POST", f"/v2/repository/models/{model}/(?:load|unload)", self._refuse),
         ]
         return [(verb, re.compile(pattern), handler) for verb, pattern, handler in routes]
 
     async def _predict(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         exchange.check_media_type()
-        call = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call[0], V1Request(parse_object(call[1]))))
+        call, body = await self._call(exchange, parts)
+        return _answered(await self._plane.infer(call, V1Request(parse_object(body))))
+
+    async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
+        exchange.check_media_type()
+        call, body = await self._call(exchange, parts)
+        return _answered(await self._plane.infer(call, V2Request(parse_object(body))))
 
     async def _call(self, exchange: Exchange, parts: dict[str, str]) -> tuple[Call, bytes]:
         body = await exchange.body()

@@ -1,0 +1,238 @@
+"""V2 over gRPC: our own servicer of KServe's proto on `grpc.aio`, over the same data plane.
+
+KServe's servicer drops versions and deadlines, answers UNKNOWN for a model that is not ready, and lets anyone unload.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
+
+from monitoring.logs import request_id
+from serving.dataplane import Answer, Call, DataPlane, Decoded
+from serving.errors import BadRequest, Forbidden, QueueFull, outcome_of, public_text
+from serving.loading import Loaded
+from serving.runtimes.base import datatype_of
+from serving.schema import shown
+from serving.status import is_ready, metadata, server_metadata
+from serving.tensors import NUMPY, Given, check_given, decode_tensors
+from serving.transport.v1 import parse_parameters
+from serving.transport.v2 import check_outputs, output_tensors
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class GrpcRequest:
+    """One ModelInfer request."""
+
+    __slots__ = ("_chosen", "_message")
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+        self._chosen: tuple[str, ...] = ()
+
+    def decode(self, loaded: Loaded) -> Decoded:
+        """Tensors from typed or raw contents, checked against the version's schema."""
+        message = self._message
+        output, per_instance = parse_parameters({k: _parameter(v) for k, v in message.parameters.items()})
+        self._chosen = check_outputs([o.name for o in message.outputs], loaded, output)
+        keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
+        return Decoded(decode_tensors(loaded.schema, _inputs(message), keys), output, per_instance)
+
+    def encode(self, answer: Answer) -> Any:
+        """The answer; raw contents if the request came with raw contents."""
+        raw = bool(self._message.raw_input_contents)
+        response = pb.ModelInferResponse(
+            model_name=answer.model, model_version=answer.version.version, id=self._message.id
+        )
+        for name, array in output_tensors(answer, self._chosen):
+            tensor = response.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+            if raw:
+                response.raw_output_contents.append(to_raw(array))
+            else:
+                getattr(tensor.contents, _CONTENTS[_typed(tensor.datatype)]).extend(_values(array))
+        return response
+
+
+def _typed(datatype: str) -> str:
+    """Half floats have no typed contents; single floats carry them."""
+    return "FP32" if datatype == "FP16" else datatype
+
+
+def _values(array: np.ndarray) -> list[Any]:
+    values: list[Any] = array.ravel().tolist()
+    return values if array.dtype.kind in "fiub" else [str(v).encode() for v in values]
+
+
+def to_raw(array: np.ndarray) -> bytes:
+    """Row-major little-endian bytes; BYTES elements each with a 4-byte length."""
+    if array.dtype.kind in "fiub":
+        return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return b"".join(struct.pack("<I", len(v)) + v for v in _values(array))
+
+
+def _parameter(parameter: Any) -> Any:
+    which = parameter.WhichOneof("parameter_choice")
+    return None if which is None else getattr(parameter, which)
+
+
+def _inputs(message: Any) -> list[Given]:
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise BadRequest("raw_input_contents must have one entry per input.")
+    return [_given(tensor, raw[i] if raw else None) for i, tensor in enumerate(message.inputs)]
+
+
+def _given(tensor: Any, raw: bytes | None) -> Given:
+    name, datatype = tensor.name, tensor.datatype
+    if raw is not None and tensor.HasField("contents"):
+        raise BadRequest(f"Tensor {shown(name)!r} has both contents and raw contents.")
+    if datatype not in _CONTENTS and not (datatype == "FP16" and raw is not None):
+        raise BadRequest(f"Tensor {shown(name)!r} has an unknown datatype.")
+    flat = _from_raw(name, datatype, raw) if raw is not None else _from_contents(name, datatype, tensor.contents)
+    return check_given(Given(name, datatype, tuple(tensor.shape), flat))
+
+
+def _from_contents(name: str, datatype: str, contents: Any) -> list[Any] | np.ndarray:
+    values = getattr(contents, _CONTENTS[datatype])
+    if datatype == "BYTES":
+        return list(values)
+    try:
+        return np.array(values, dtype=NUMPY[datatype])
+    except OverflowError:
+        raise BadRequest(f"Tensor {shown(name)!r} has values that are no {datatype}.") from None
+
+
+def _from_raw(name: str, datatype: str, raw: bytes) -> list[Any] | np.ndarray:
+    if datatype == "BYTES":
+        return _split_bytes(name, raw)
+    dtype = NUMPY[datatype]
+    if len(raw) % dtype.itemsize:
+        raise BadRequest(f"Tensor {shown(name)!r} has raw contents that are no whole number of {datatype}.")
+    if datatype == "BOOL" and raw.strip(b"\x00\x01"):
+        raise BadRequest(f"Tensor {shown(name)!r} has raw contents that are no BOOL.")
+    return np.frombuffer(raw, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False)
+
+
+def _split_bytes(name: str, raw: bytes) -> list[bytes]:
+    values, at = [], 0
+    while at < len(raw):
+        size = int.from_bytes(raw[at : at + 4], "little")
+        if at + 4 + size > len(raw):
+            raise BadRequest(f"Tensor {shown(name)!r} has raw contents that end within an element.")
+        values.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    return values
+
+
+class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated code without types
+    """KServe's service over the data plane. Every error leaves as the status of `serving.errors.TABLE`."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        """Whether the process can answer."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        """Whether every required model has a READY version."""
+        return pb.ServerReadyResponse(ready=self._plane.ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        """Whether a model, or one version of it, is READY."""
+
+        async def answer() -> Any:
+            manager = self._plane.manager(request.name)
+            return pb.ModelReadyResponse(ready=is_ready(manager, request.version or None))
+
+        return await _guard(context, answer)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        """Name, version and extensions of the server."""
+        return pb.ServerMetadataResponse(**server_metadata())
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        """Inputs and outputs of a model, or of one version of it."""
+
+        async def answer() -> Any:
+            return pb.ModelMetadataResponse(**metadata(self._plane.manager(request.name), request.version or None))
+
+        return await _guard(context, answer)
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        """One inference."""
+        received = time.monotonic()
+        given = dict(context.invocation_metadata() or ())
+        identity = str(given.get("x-request-id") or request.id or uuid.uuid4().hex)[:128]
+        request_id.set(identity)
+
+        async def answer() -> Any:
+            call = Call(
+                request.model_name, request.model_version or None, None, identity, received, context.time_remaining()
+            )
+            reply = await self._plane.infer(call, GrpcRequest(request))
+            context.set_trailing_metadata((("x-request-id", identity), ("x-model-version", reply.version)))
+            return reply.payload
+
+        return await _guard(context, answer)
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        """Refused: the registry says what is loaded."""
+        return await _guard(context, _refuse)
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        """Refused: the registry says what is loaded."""
+        return await _guard(context, _refuse)
+
+
+async def _refuse() -> Any:
+    raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
+
+
+async def _guard(context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
+    """The answer, or the contract's status for whatever was raised."""
+    try:
+        return await answer()
+    except Exception as error:  # noqa: BLE001  the request boundary: every error becomes a status
+        if isinstance(error, QueueFull):
+            context.set_trailing_metadata((("retry-after", str(error.retry_after)),))
+        await context.abort(outcome_of(error).grpc, public_text(error))
+
+
+def build_server(plane: DataPlane, address: str, max_message_bytes: int) -> grpc.aio.Server:
+    """A gRPC server that is bound and not started. Raises RuntimeError if the port is taken: no silent sharing."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+        ]
+    )
+    add_GRPCInferenceServiceServicer_to_server(Servicer(plane), server)
+    server.add_insecure_port(address)
+    return server
