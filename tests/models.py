@@ -25,10 +25,10 @@ def columns(*specs: tuple[str, str] | tuple[str, str, bool], output: str = "doub
 
 def register(uri: str, name: str, log: Callable[..., Any], signature: ModelSignature) -> str:
     """Logs a model as the next version of `name` and returns its number; `log` is a flavour's, with its model bound."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("tests")
-    with mlflow.start_run():
+    with warnings.catch_warnings(), mlflow.start_run():
+        warnings.simplefilter("ignore")
         log(name="model", signature=signature, pip_requirements=REQUIREMENTS, registered_model_name=name)
     return str(max(int(v.version) for v in MlflowClient(uri).search_model_versions(f"name='{name}'")))
 
@@ -36,6 +36,21 @@ def register(uri: str, name: str, log: Callable[..., Any], signature: ModelSigna
 def skops(estimator: Any, trusted: list[str] | None = None) -> Callable[..., Any]:
     """Logs an estimator without any pickle."""
     return partial(mlflow.sklearn.log_model, estimator, serialization_format="skops", skops_trusted_types=trusted)
+
+
+def puppet() -> Callable[..., Any]:
+    """Logs a model that does what its one column `ms` says: sleeps for the longest of the batch, fails below zero."""
+
+    class Puppet(mlflow.pyfunc.PythonModel):  # within a function, so that it is pickled by value
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
+            import time
+
+            if (model_input["ms"] < 0).any():
+                raise ValueError(f"cannot sleep for {model_input['ms'].tolist()}")
+            time.sleep(model_input["ms"].max() / 1000)
+            return model_input["ms"] * 2
+
+    return partial(mlflow.pyfunc.log_model, python_model=Puppet())
 
 
 def linear(*weights: float) -> LinearRegression:

@@ -13,7 +13,6 @@ import grpc
 import numpy as np
 import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from tests.models import columns, linear, register, skops
 from tests.servers import MlflowServer, Server
@@ -326,6 +325,17 @@ def test_a_timeout_is_only_ever_shorter_than_the_operators(server: Server) -> No
         assert ask(server, "POST", PREDICT, GOOD, {"x-request-timeout-ms": text}).status == 200
 
 
+def test_what_does_not_fit_is_counted_for_the_version_that_checked_it(server: Server) -> None:
+    """A request that fails has reached the model; one that named none is counted without a name."""
+    before = [server.metric("model_predictions_total", model_name=MODEL, model_version="1") or 0,
+              server.metric("model_prediction_errors_total", model_name=MODEL, error_type="bad_request") or 0]  # fmt: skip
+    for path in (PREDICT, INFER):
+        ask(server, "POST", path, b"{")
+    after = [server.metric("model_predictions_total", model_name=MODEL, model_version="1"),
+             server.metric("model_prediction_errors_total", model_name=MODEL, error_type="bad_request")]  # fmt: skip
+    assert after == [n + 2 for n in before]
+
+
 # -- sizes and framing --------------------------------------------------------------------------------------------
 
 
@@ -487,7 +497,7 @@ def test_an_answer_that_is_nan_or_infinite_is_null(server: Server) -> None:
     v2 = json.loads(ask(server, "POST", "/v2/models/steep/infer", {"inputs": wire}).body)
     assert v2["outputs"][0]["data"] == [30.0, None, None, None]
     given = pb.ModelInferRequest(model_name="steep", inputs=[typed(shape=[4, 2], data=np.ravel(rows).tolist())])
-    contents = infer(server, given).outputs[0].contents.fp64_contents
+    contents = server.infer(given).outputs[0].contents.fp64_contents
     assert np.array_equal(np.isfinite(contents), [True, False, False, False])
 
 
@@ -510,12 +520,6 @@ def typed(
     return pb.ModelInferRequest.InferInputTensor(
         name=name, datatype=datatype, shape=[1, 10] if shape is None else shape, contents=contents
     )
-
-
-def infer(server: Server, message: Any, timeout: float | None = 30) -> Any:
-    options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(server.grpc, options=options) as channel:
-        return GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=timeout)
 
 
 def message(*inputs: Any, **more: Any) -> Any:
@@ -577,7 +581,7 @@ def test_grpc_answers_the_same_faults_with_its_own_statuses(
 ) -> None:
     """The exact status, and one sentence without a value."""
     with pytest.raises(grpc.RpcError) as error:
-        infer(server, given)
+        server.infer(given)
     assert error.value.code() is code, error.value.details()
     assert re.search(says, error.value.details()), error.value.details()
     assert SECRET not in error.value.details()

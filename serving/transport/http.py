@@ -212,20 +212,17 @@ class Http:
     async def _predict(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         exchange.check_media_type()
         call, body = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call, V1Request(parse_object(body))))
+        return _answered(await self._plane.infer(call, V1Request(body)))
 
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         exchange.check_media_type()
         call, body = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call, V2Request(parse_object(body))))
+        return _answered(await self._plane.infer(call, V2Request(body)))
 
     async def _call(self, exchange: Exchange, parts: dict[str, str]) -> tuple[Call, bytes]:
         body = await exchange.body()
-        name = parts["model"]
-        self._plane.manager(name)
-        call = Call(
-            name, parts.get("version"), parts.get("label"), exchange.request_id, time.monotonic(), exchange.timeout()
-        )
+        received, timeout = time.monotonic(), exchange.timeout()
+        call = Call(parts["model"], parts.get("version"), parts.get("label"), exchange.request_id, received, timeout)
         return call, body
 
     async def _explain(self, exchange: Exchange, parts: dict[str, str]) -> Response:
