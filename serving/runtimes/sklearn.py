@@ -15,9 +15,10 @@ import pandas as pd
 
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
+from registry.pyfunc import add_code
 from serving.runtimes.base import Outputs, Want
 from serving.schema import InputSchema
-from serving.trust import TRUSTED_SKOPS
+from serving.trusted_types import TRUSTED_SKOPS
 
 # The server enforces the order of columns itself; estimators fitted on a frame would warn once per call.
 warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
@@ -55,6 +56,7 @@ class SklearnRuntime:
 def load_sklearn(model: MLmodel, schema: InputSchema) -> SklearnRuntime:
     """Loads the sklearn flavour of a version whose trust has been checked."""
     conf = model.flavor("sklearn")
+    add_code(model.path, conf)
     file = model.path / str(conf["pickled_model"])
     method = str(model.flavor("python_function").get("predict_fn", "predict"))
     return SklearnRuntime(_load(file, str(conf.get("serialization_format", "pickle"))), schema, method)
