@@ -281,7 +281,7 @@ def test_a_skops_file_with_foreign_types_is_refused_whatever_it_says_of_itself(s
     del sys.modules["planted_step"]
     spot.canary.unlink(missing_ok=True)
     for allowed in ({}, {"allow_pickle": True}, {"allow_code": True}):
-        with pytest.raises(InvalidModel, match="not trusted: planted_step.double"):
+        with pytest.raises(InvalidModel, match=r"not trusted: planted_step\.double"):
             load(spot.model, **allowed)
         assert not spot.canary.exists()
     skops.io.load(spot.model / "model.skops", trusted=kinds)
@@ -426,9 +426,7 @@ def test_text_and_every_scorer_load_with_the_servers_list() -> None:
     """Vectorizers hold no foreign type, and a search may have been scored by any name."""
     words = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(["aa bb", "bb cc"] * 2, [0, 1] * 2)
     assert foreign_types(words) == set()
-    assert {name: foreign_types(get_scorer(name)) for name in get_scorer_names()} == dict.fromkeys(
-        get_scorer_names(), set()
-    )
+    assert [name for name in get_scorer_names() if foreign_types(get_scorer(name))] == []
 
 
 def test_the_list_names_only_what_exists_and_only_what_is_inert() -> None:
