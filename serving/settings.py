@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 
 
 def _not_built(value: Any) -> Any:
-    if value not in (None, False, 1):
+    if value is True or value not in (None, False, 1):  # True equals 1, and one worker is what there is
         raise ValueError("is not built yet; leave it out")
     return value
 
