@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("FEAST_USAGE", "False")
 
-from tests.servers import MlflowServer, Server, start_headway, start_mlflow
+from tests.servers import MlflowServer, Server, copy_registry, start_headway, start_mlflow
 
 
 @pytest.fixture(scope="session")
@@ -26,24 +25,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def _copy(trained: Path, home: Path) -> Path:
-    for name in ("mlflow.db", "artifacts"):
-        source = trained / name
-        shutil.copytree(source, home / name) if source.is_dir() else shutil.copy(source, home / name)
-    return home
-
-
 @pytest.fixture
 def mlflow_server(trained: Path, tmp_path: Path) -> Iterator[MlflowServer]:
     """A real tracking server on a copy of the trained registry."""
-    with start_mlflow(_copy(trained, tmp_path)) as server:
+    with start_mlflow(copy_registry(trained, tmp_path)) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """One tracking server for every test that leaves the trained versions as they are; models of its own it may add."""
-    with start_mlflow(_copy(trained, tmp_path_factory.mktemp("shared"))) as server:
+    with start_mlflow(copy_registry(trained, tmp_path_factory.mktemp("shared"))) as server:
         yield server
 
 
