@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import prometheus_client
 import uvloop
 
+from features.store import FeastSource
 from monitoring.logs import configure_logging
 from monitoring.metrics import Metrics
 from registry.mlflow_registry import MlflowRegistry
@@ -18,7 +21,7 @@ from serving.configuration import ModelOptions
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.lifecycle import State
-from serving.loading import Loader
+from serving.loading import FeatureSource, Loader
 from serving.manager import ModelManager
 from serving.model import RegistryModel
 from serving.poller import Poller
@@ -70,7 +73,8 @@ async def _serve(settings: Settings) -> int:
     metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State])
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
-    managers = {entry.name: _manager(entry, settings, registry, recorder) for entry in settings.models}
+    features = _features(settings.features.repo_path)
+    managers = {entry.name: _manager(entry, settings, registry, features, recorder) for entry in settings.models}
     plane = DataPlane(managers, metrics)
     http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers))
     server = HeadwayServer(_address(settings), plane, http)
@@ -98,11 +102,24 @@ def _started(settings: Settings) -> None:
     )
 
 
-def _manager(entry: ModelEntry, settings: Settings, registry: MlflowRegistry, recorder: Recorder) -> ModelManager:
+def _features(repo_path: str | None) -> FeatureSource | None:
+    """The Feast repository of the settings, or the one that Feast's own variable names."""
+    if repo_path is None and "FEAST_FS_YAML_FILE_PATH" not in os.environ:
+        return None
+    return FeastSource(Path(repo_path or ".")).lookup
+
+
+def _manager(
+    entry: ModelEntry,
+    settings: Settings,
+    registry: MlflowRegistry,
+    features: FeatureSource | None,
+    recorder: Recorder,
+) -> ModelManager:
     return ModelManager(
         entry.name,
         parse_reference(entry.uri).uri,
-        Loader(registry, options_of(entry, settings), None),
+        Loader(registry, options_of(entry, settings), features),
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,
