@@ -237,10 +237,11 @@ def _attempt(runtime: Runtime, slices: Sequence[_Slice]) -> list[Outputs | Excep
     except ModelFailed as error:
         log.error("wrong number of outputs: %s", error)
         return [error] * len(slices)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the batch: a model may raise anything
         if len(slices) == 1:
-            log.error("the model raised %s", type(error).__name__, exc_info=error)
-            return [ModelFailed(f"the model raised {type(error).__name__}")]
+            failed = ModelFailed(f"the model raised {type(error).__name__}")
+            failed.__cause__ = error  # whoever answers the request logs both, under the request's id
+            return [failed]
         half = len(slices) // 2
         return _attempt(runtime, slices[:half]) + _attempt(runtime, slices[half:])
     return _split(outputs, slices)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from serving.server import PortInUse
 
     try:
-        return serve(settings)
+        code = serve(settings)
     except PortInUse as error:
         print(f"headway: {error}", file=sys.stderr)
         return 1
+    _leave(code)
+    return code
+
+
+def _leave(code: int, patience: float = 1.0) -> None:
+    """Ends the process at once if a model or the registry's client hangs in a thread: Python would wait for it."""
+    until = time.monotonic() + patience
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("headway-")]
+    for thread in ours:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in ours):
+        logging.shutdown()
+        os._exit(code)
 
 
 def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:

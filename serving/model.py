@@ -54,7 +54,7 @@ class RegistryModel(Model):
         request_id = (headers or {}).get("x-request-id") or uuid.uuid4().hex
         call = Call(self.name, request_id=request_id, received=time.monotonic())
         try:
-            reply = await self._plane().infer(call, V1Request(payload))
+            reply = await self._plane().infer(call, V1Request(orjson.dumps(payload)))
         except BadRequest as error:
             raise InvalidInput(str(error)) from error
         except NotReady as error:

@@ -20,10 +20,13 @@ import uvicorn
 from kserve import ModelServer
 from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.dataplane import DataPlane
 from serving.errors import NotReady
 from serving.transport.grpc import build_server
+from serving.transport.http import JSON
+from serving.transport.v1 import dumps
 
 log = logging.getLogger("headway.server")
 
@@ -115,6 +118,8 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
             http,
             host=address.host,
             port=address.port,
+            http=_Protocol,
+            ws="none",
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -128,6 +133,18 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
     def close(self) -> None:
         """Stops listening and lets what is in flight end."""
         self._server.should_exit = True
+
+
+class _Protocol(HttpToolsProtocol):
+    """Uvicorn's HTTP on httptools; what is no HTTP is answered in the shape of every other error."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers and closes; there is no request yet that the application could see."""
+        body = dumps({"error": "The request is not valid HTTP."})
+        length = str(len(body)).encode()
+        lines = [b"HTTP/1.1 400 Bad Request", b": ".join(JSON), b"content-length: " + length, b"connection: close"]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):

@@ -26,13 +26,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def _copy(trained: Path, home: Path) -> Path:
+    for name in ("mlflow.db", "artifacts"):
+        source = trained / name
+        shutil.copytree(source, home / name) if source.is_dir() else shutil.copy(source, home / name)
+    return home
+
+
 @pytest.fixture
 def mlflow_server(trained: Path, tmp_path: Path) -> Iterator[MlflowServer]:
     """A real tracking server on a copy of the trained registry."""
-    for name in ("mlflow.db", "artifacts"):
-        source = trained / name
-        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
-    with start_mlflow(tmp_path) as server:
+    with start_mlflow(_copy(trained, tmp_path)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One tracking server for every test that leaves the trained versions as they are; models of its own it may add."""
+    with start_mlflow(_copy(trained, tmp_path_factory.mktemp("shared"))) as server:
         yield server
 
 
@@ -45,6 +56,20 @@ def headway(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server = start_headway(tmp_path / f"headway-{len(running)}.log", *flags, **environ)
         running.append(server)
         return server
+
+    yield start
+    for server in running:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Starts servers that the tests of one module share."""
+    running: list[Server] = []
+
+    def start(*flags: str, **environ: str) -> Server:
+        running.append(start_headway(tmp_path_factory.mktemp("headway") / "log", *flags, **environ))
+        return running[-1]
 
     yield start
     for server in running:

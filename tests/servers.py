@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import requests
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,6 +105,22 @@ class Server:
 
     def post(self, path: str, body: Any, **headers: str) -> requests.Response:
         return self.session.post(self.base + path, json=body, headers=headers, timeout=10)
+
+    def infer(self, message: Any, timeout: float | None = 30) -> Any:
+        """One ModelInfer call; raises grpc.RpcError."""
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(self.grpc, options=options) as channel:
+            return GRPCInferenceServiceStub(channel).ModelInfer(message, timeout=timeout)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """The sum of a metric's samples that carry these labels, or None without any."""
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(found) if found else None
 
     def status(self, model: str = "predictive_maintenance") -> dict[str, Any]:
         answer: dict[str, Any] = self.get(f"/v1/models/{model}").json()

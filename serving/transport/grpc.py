@@ -13,11 +13,10 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import (
-    GRPCInferenceServiceServicer,
-    add_GRPCInferenceServiceServicer_to_server,
-)
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 
 from monitoring.logs import request_id
 from serving.dataplane import Answer, Call, DataPlane, Decoded
@@ -224,6 +223,28 @@ async def _guard(context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
         await context.abort(outcome_of(error).grpc, public_text(error))
 
 
+def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
+    """The service's methods. KServe's generated registration would answer UNKNOWN to bytes that are no message."""
+    service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    methods = {m.name: _handler(getattr(servicer, m.name), GetMessageClass(m.input_type)) for m in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _handler(method: Callable[[Any, Any], Awaitable[Any]], kind: Any) -> grpc.RpcMethodHandler:
+    def parse(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return None
+
+    async def answer(request: Any, context: Any) -> Any:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The request is not a message of this method.")
+        return await method(request, context)
+
+    return grpc.unary_unary_rpc_method_handler(answer, parse, lambda message: message.SerializeToString())
+
+
 def build_server(plane: DataPlane, address: str, max_message_bytes: int) -> grpc.aio.Server:
     """A gRPC server that is bound and not started. Raises RuntimeError if the port is taken: no silent sharing."""
     server = grpc.aio.server(
@@ -233,6 +254,6 @@ def build_server(plane: DataPlane, address: str, max_message_bytes: int) -> grpc
             ("grpc.max_send_message_length", -1),
         ]
     )
-    add_GRPCInferenceServiceServicer_to_server(Servicer(plane), server)
+    server.add_generic_rpc_handlers((_handlers(Servicer(plane)),))
     server.add_insecure_port(address)
     return server

@@ -5,6 +5,8 @@ CloudEvents are the one thing that is handed on to KServe's app; every other rou
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -38,6 +40,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 LONGEST_ID = 128
+LINGER_SECONDS = 5.0
 
 
 class Response:
@@ -57,6 +60,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._receive, self._limit = receive, limit
+        self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if 0 < len(given) <= LONGEST_ID and given.isprintable() else uuid.uuid4().hex
 
@@ -65,18 +69,38 @@ class Exchange:
         length = self.headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:19]) > self._limit:
             raise BodyTooLarge(self._too_large())
-        message = await self._receive()
-        body = message.get("body", b"")
-        if not message.get("more_body", False) and len(body) <= self._limit:
-            return bytes(body)
+        body = await self._next()
+        if not self._unread and len(body) <= self._limit:
+            return body
         chunks, size = [body], len(body)
-        while size <= self._limit and message.get("more_body", False):
-            message = await self._receive()
-            chunks.append(message.get("body", b""))
+        while size <= self._limit and self._unread:
+            chunks.append(await self._next())
             size += len(chunks[-1])
         if size > self._limit:
             raise BodyTooLarge(self._too_large())
         return b"".join(chunks)
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
+        self._unread = message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the client may still be sending a body that the answer did not need."""
+        return self._unread and not self.waits
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client holds a body back until it is asked for it, which the answer never did."""
+        return self._unread and b"expect" in self.headers
+
+    async def discard(self) -> None:
+        """Reads and drops the rest of the body: closing on bytes that nobody read would cut the answer off."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while self._unread:
+                    await self._next()
 
     def _too_large(self) -> str:
         return f"The body is longer than server.max_body_bytes ({self._limit})."
@@ -153,10 +177,14 @@ class Http:
             (b"content-length", str(len(response.body)).encode()),
             (b"x-request-id", exchange.request_id.encode("latin-1", "replace")),
         ]
-        if self._plane.draining:
+        if self._plane.draining or exchange.waits:
             headers.append((b"connection", b"close"))
+        body, lingers = b"" if exchange.method == "HEAD" else response.body, exchange.lingers
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if exchange.method == "HEAD" else response.body})
+        await send({"type": "http.response.body", "body": body, "more_body": lingers})
+        if lingers:
+            await exchange.discard()
+            await send({"type": "http.response.body"})
 
     def _table(self) -> list[tuple[str, re.Pattern[str], Handler]]:
         model = "(?P<model>[^/:]+)"
@@ -184,20 +212,17 @@ class Http:
     async def _predict(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         exchange.check_media_type()
         call, body = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call, V1Request(parse_object(body))))
+        return _answered(await self._plane.infer(call, V1Request(body)))
 
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         exchange.check_media_type()
         call, body = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call, V2Request(parse_object(body))))
+        return _answered(await self._plane.infer(call, V2Request(body)))
 
     async def _call(self, exchange: Exchange, parts: dict[str, str]) -> tuple[Call, bytes]:
         body = await exchange.body()
-        name = parts["model"]
-        self._plane.manager(name)
-        call = Call(
-            name, parts.get("version"), parts.get("label"), exchange.request_id, time.monotonic(), exchange.timeout()
-        )
+        received, timeout = time.monotonic(), exchange.timeout()
+        call = Call(parts["model"], parts.get("version"), parts.get("label"), exchange.request_id, received, timeout)
         return call, body
 
     async def _explain(self, exchange: Exchange, parts: dict[str, str]) -> Response:

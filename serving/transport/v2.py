@@ -14,7 +14,7 @@ from serving.loading import Loaded
 from serving.runtimes.base import datatype_of
 from serving.schema import shown
 from serving.tensors import Given, check_given, decode_tensors
-from serving.transport.v1 import dumps, parse_parameters
+from serving.transport.v1 import dumps, parse_object, parse_parameters
 
 
 def check_outputs(names: Iterable[str], loaded: Loaded, output: str | None) -> tuple[str, ...]:
@@ -46,18 +46,20 @@ def plain(array: np.ndarray) -> np.ndarray:
 
 
 class V2Request:
-    """One V2 request in JSON; `document` is its parsed body."""
+    """One V2 request in JSON."""
 
-    __slots__ = ("_chosen", "_document")
+    __slots__ = ("_body", "_chosen", "_id")
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        self._document = document
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._id: str | None = None
         self._chosen: tuple[str, ...] = ()
 
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors and parameters, checked against the version's schema."""
-        document = self._document
-        if not isinstance(document.get("id", ""), str | None):
+        document = parse_object(self._body)
+        self._id = document.get("id")
+        if not isinstance(self._id, str | None):
             raise BadRequest("'id' must be a string.")
         output, per_instance = parse_parameters(document.get("parameters"))
         inputs = document.get("inputs")
@@ -70,8 +72,8 @@ class V2Request:
     def encode(self, answer: Answer) -> bytes:
         """The answer as JSON; NaN and infinity become null."""
         body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version.version}
-        if self._document.get("id") is not None:
-            body["id"] = self._document["id"]
+        if self._id is not None:
+            body["id"] = self._id
         body["outputs"] = [
             {"name": name, "datatype": datatype_of(array), "shape": list(array.shape), "data": array.ravel()}
             for name, array in output_tensors(answer, self._chosen)

@@ -1,0 +1,60 @@
+"""Tiny models, logged to a real registry in a moment each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
+from sklearn.linear_model import LinearRegression
+
+REQUIREMENTS = ["mlflow"]  # said, because finding out takes seconds per model
+
+
+def columns(*specs: tuple[str, str] | tuple[str, str, bool], output: str = "double") -> ModelSignature:
+    """A signature of named columns: name, MLflow's type, and whether it is required."""
+    inputs = [ColSpec(type=s[1], name=s[0], required=s[2] if len(s) == 3 else True) for s in specs]
+    return ModelSignature(Schema(inputs), Schema([ColSpec(output)]))
+
+
+def register(uri: str, name: str, log: Callable[..., Any], signature: ModelSignature) -> str:
+    """Logs a model as the next version of `name` and returns its number; `log` is a flavour's, with its model bound."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("tests")
+    with warnings.catch_warnings(), mlflow.start_run():
+        warnings.simplefilter("ignore")
+        log(name="model", signature=signature, pip_requirements=REQUIREMENTS, registered_model_name=name)
+    return str(max(int(v.version) for v in MlflowClient(uri).search_model_versions(f"name='{name}'")))
+
+
+def skops(estimator: Any, trusted: list[str] | None = None) -> Callable[..., Any]:
+    """Logs an estimator without any pickle."""
+    return partial(mlflow.sklearn.log_model, estimator, serialization_format="skops", skops_trusted_types=trusted)
+
+
+def puppet() -> Callable[..., Any]:
+    """Logs a model that does what its one column `ms` says: sleeps for the longest of the batch, fails below zero."""
+
+    class Puppet(mlflow.pyfunc.PythonModel):  # within a function, so that it is pickled by value
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
+            import time
+
+            if (model_input["ms"] < 0).any():
+                raise ValueError(f"cannot sleep for {model_input['ms'].tolist()}")
+            time.sleep(model_input["ms"].max() / 1000)
+            return model_input["ms"] * 2
+
+    return partial(mlflow.pyfunc.log_model, python_model=Puppet())
+
+
+def linear(*weights: float) -> LinearRegression:
+    """An estimator with exactly these weights."""
+    model = LinearRegression().fit(np.zeros((2, len(weights))), np.zeros(2))
+    model.coef_, model.intercept_ = np.array(weights), 0.0
+    return model
