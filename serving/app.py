@@ -41,13 +41,13 @@ class Recorder:
         self._forgetting: dict[tuple[str, str], asyncio.TimerHandle] = {}
 
     def state_changed(self, model: str, version: str, state: State) -> None:
-        """Keeps `model_loaded` and the counters of states; forgets a version's series 900 s after it is gone."""
+        """Counts states; a version that comes back keeps its series."""
         self._metrics.states.labels(model, version, state).inc()
         if timer := self._forgetting.pop((model, version), None):
             timer.cancel()
-        if state is not State.UNLOADED:
-            self._metrics.loaded.labels(model, version).set(state is State.READY)
-            return
+
+    def gone(self, model: str, version: str) -> None:
+        """Drops a version's gauges at once, and its counters and histograms 900 s later."""
         self._metrics.unloaded(model, version)
         loop = asyncio.get_running_loop()
         self._forgetting[model, version] = loop.call_later(KEEP_SERIES_SECONDS, self._metrics.forget, model, version)
@@ -170,7 +170,10 @@ def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager]) -> bytes:
     """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
     for name, manager in managers.items():
         metrics.alive.labels(name).set(len(manager.alive))
+        ready = {s.version.version for s in manager.servables if s.state is State.READY}
         for servable in manager.servables:
+            number = servable.version.version
+            metrics.loaded.labels(name, number).set(number in ready)
             if servable.batcher is not None:
-                metrics.queue_depth.labels(name, servable.version.version).set(servable.batcher.depth)
+                metrics.queue_depth.labels(name, number).set(servable.batcher.depth)
     return metrics.exposition()

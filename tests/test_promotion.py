@@ -85,6 +85,7 @@ def gauge(server: Server, name: str) -> float:
 def register_broken(uri: str) -> None:
     """Version 4 says that it takes ten columns, and was fitted with nine."""
     mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(MODEL)
     rows = np.random.default_rng(0).random((20, 10))
     model = LogisticRegression().fit(rows[:, :9], np.arange(20) % 2)
     signature = mlflow.models.infer_signature(dict(zip(COLUMNS, rows.T, strict=True)), np.arange(2))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,13 @@ def register_sklearn(kind: str, estimator: Any, histories: Histories, params: di
             signature=infer_signature(histories.x, histories.y[:10]),
             input_example=example,
             registered_model_name=MODEL,
+            pip_requirements=requirements("scikit-learn", "skops"),
         )
+
+
+def requirements(*packages: str) -> list[str]:
+    """The installed versions. Left to itself MLflow loads each model in a process of its own to find out."""
+    return [f"{package}=={installed(package)}" for package in ("mlflow", *packages)]
 
 
 def register_network(kind: str, histories: Histories) -> None:
@@ -94,6 +101,7 @@ def register_network(kind: str, histories: Histories) -> None:
             serialization_format="pt2",
             signature=infer_signature(examples, np.zeros((2, 1), dtype=np.float32)),
             input_example=examples,
+            pip_requirements=requirements("torch"),
         )
     # A pt2 program is logged with a tensor signature; named columns let clients send what they send to the other versions.
     columns = Schema([ColSpec("double", name) for name in COLUMNS])
