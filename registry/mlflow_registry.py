@@ -6,11 +6,15 @@ version per stage, so an alias or a number needs its own call.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
@@ -28,6 +32,29 @@ PATIENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
+_FEAST_HEADERS = "feast.infra.data_sources.mlflow.auth"
+
+
+@contextlib.contextmanager
+def _without_feast() -> Iterator[None]:
+    """Keeps Feast's header plugin out of MLflow: installing Feast is enough for MLflow to import it (seconds, 200 MB) at
+    its first call, and it would send a pod's ServiceAccount token to whatever server is configured. MLflow's own
+    variables say who we are."""
+    blocked = _FEAST_HEADERS not in sys.modules
+    if blocked:
+        sys.modules[_FEAST_HEADERS] = None  # type: ignore[assignment]  # documented: makes the import fail
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Failure attempting to register request header provider")
+            yield
+    finally:
+        if blocked:
+            del sys.modules[_FEAST_HEADERS]
+
+
+with _without_feast():
+    import mlflow.tracking.request_header.registry
+
 
 class MlflowRegistry:
     """Reads a registry over HTTP or from SQLite. Methods block: call them in a thread."""
@@ -35,8 +62,12 @@ class MlflowRegistry:
     def __init__(self, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
-        self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
-        self._tracking_uri, self._registry_uri = tracking_uri, registry_uri
+        # A download resolves `models:/…` with the process's registry, whatever it is told of the tracking server.
+        if tracking_uri is not None:
+            mlflow.set_tracking_uri(tracking_uri)
+        if registry_uri is not None:
+            mlflow.set_registry_uri(registry_uri)
+        self._client = MlflowClient()
 
     def catalogue(self, policy: Policy) -> Catalogue:
         """The versions that the policy has to choose from.
@@ -48,14 +79,7 @@ class MlflowRegistry:
     def fetch(self, version: ModelVersion, into: Path) -> Path:
         """Downloads the version's files below `into`, which must be empty, and returns their folder."""
         try:
-            return Path(
-                download_artifacts(
-                    artifact_uri=version.uri,
-                    dst_path=str(into),
-                    tracking_uri=self._tracking_uri,
-                    registry_uri=self._registry_uri,
-                )
-            )
+            return Path(download_artifacts(artifact_uri=version.uri, dst_path=str(into)))
         except Exception as error:
             raise InvalidModel(f"the files of {version.uri} could not be downloaded: {_brief(error)}") from error
 
@@ -74,14 +98,35 @@ class MlflowRegistry:
 def _asking(call: Callable[[], Catalogue], uri: str) -> Catalogue:
     try:
         return call()
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error.message):
-            raise VersionNotFound(f"{uri} does not exist in the registry") from error
-        raise RegistryUnavailable(f"the registry did not answer for {uri}: {_brief(error)}") from error
     except RegistryError:
         raise
     except Exception as error:
-        raise RegistryUnavailable(f"the registry did not answer for {uri}: {_brief(error)}") from error
+        if isinstance(error, MlflowException) and _says_absent(error):
+            raise VersionNotFound(f"{uri} does not exist in the registry") from error
+        raise RegistryUnavailable(f"the registry did not answer for {uri}: {_cause(error)}") from error
+
+
+def _says_absent(error: MlflowException) -> bool:
+    """A missing alias is an INVALID_PARAMETER_VALUE in MLflow, anything else that is missing has a code of its own."""
+    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error.message)
+
+
+#: What the text of an error of the client gives away of its cause. The text itself holds addresses, and stays in the log.
+CAUSES = (
+    ("refused", "connection refused"),
+    ("timed out", "it took too long"),
+    ("resolve", "its name cannot be resolved"),
+    ("CERTIFICATE", "its certificate is not trusted"),
+    ("Invalid Host header", "it refuses our Host header; see MLFLOW_SERVER_ALLOWED_HOSTS"),
+    ("401", "it wants other credentials"),
+    ("403", "it forbids the call"),
+    ("too many 500", "it answers 500"),
+    ("error code 5", "it answers an error"),
+)
+
+
+def _cause(error: Exception) -> str:
+    return next((words for fragment, words in CAUSES if fragment in str(error)), type(error).__name__)
 
 
 def _version(found: MlflowVersion, aliases: dict[str, Any] | None = None) -> ModelVersion:

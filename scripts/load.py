@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,16 @@ class Tally:
 
 
 class Load:
-    """Sends `body` to `url` at `rate` requests per second until stopped. Use as a context manager."""
+    """Sends `body` to `url` at `rate` requests per second until stopped. Use as a context manager.
 
-    def __init__(self, url: str, body: Any, rate: float = 150.0, threads: int = 4) -> None:
+    `right` judges each 200's body; an answer that it does not accept is lost as "wrong answer".
+    """
+
+    def __init__(
+        self, url: str, body: Any, rate: float = 150.0, threads: int = 4, right: Callable[[Any], bool] | None = None
+    ) -> None:
         self.tally = Tally()
+        self._right = right
         self._url, self._body = url, body
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -62,14 +69,22 @@ class Load:
                 self._stop.wait(max(0.0, due - time.monotonic()))
 
     def _count(self, session: requests.Session) -> None:
+        version, cause = self._ask(session)
+        with self._lock:
+            if cause:
+                self.tally.lost[cause] += 1
+            else:
+                self.tally.versions[version] += 1
+
+    def _ask(self, session: requests.Session) -> tuple[str, str]:
+        """The version that answered, or the cause of the loss."""
         try:
             answer = session.post(self._url, json=self._body, timeout=10)
-            version = str(answer.json()["model_version"]) if answer.status_code == 200 else ""
-            cause = "" if version else f"status {answer.status_code}"
+            if answer.status_code != 200:
+                return "", f"status {answer.status_code}"
+            body = answer.json()
         except requests.RequestException as error:
-            version, cause = "", type(error).__name__
-        with self._lock:
-            if version:
-                self.tally.versions[version] += 1
-            else:
-                self.tally.lost[cause] += 1
+            return "", type(error).__name__
+        if self._right is not None and not self._right(body):
+            return "", "wrong answer"
+        return str(body["model_version"]), ""

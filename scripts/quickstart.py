@@ -1,4 +1,5 @@
-"""The main job on embedded stores: train and register, serve the champion, call it, promote the challenger under load.
+"""The main job on embedded stores: train and register, materialise features, serve the champion, call it over three
+protocols by features and by `machine_id`, and promote the challenger under load.
 
 Everything it makes lies in `.quickstart/`; a second run trains nothing again. Run it as `scripts/quickstart.sh`.
 """
@@ -6,6 +7,7 @@ Everything it makes lies in `.quickstart/`; a second run trains nothing again. R
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -18,11 +20,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 
 from scripts.load import Load
 
 HOME = Path(".quickstart")
+FEAST = str(HOME / "feast")
 MODEL = "predictive_maintenance"
 ROW = [75.3, 24, 0.15, 0.65, 0.8, 2.5, 1, 0, 0, 0]
 
@@ -51,10 +55,11 @@ def main() -> None:
         stack.enter_context(_headway(args, tracking))
         base = f"http://127.0.0.1:{args.port}"
         _await_ready(base)
-        _call_v1(base)
+        _call_by_features(base, args.grpc_port)
+        _call_by_machine(base, args.grpc_port)
         _promote_under_load(base, tracking, args.seconds)
         if not args.once:
-            _keep_serving(base, tracking)
+            _keep_serving(base, tracking, args.grpc_port)
     _step("everything stopped")
 
 
@@ -64,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8080, help="Headway's HTTP port (8080)")
     parser.add_argument("--grpc-port", type=int, default=8081, help="Headway's gRPC port (8081)")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="MLflow's port (5000)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of the load around the promotion (6)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="load before and after the promotion (2)")
     return parser.parse_args()
 
 
@@ -134,9 +139,9 @@ def _train_once(tracking: str) -> None:
     if stamp.exists():
         _step("models are trained and registered already")
         return
-    _step("training and registering (once; the log is .quickstart/train.log)")
+    _step("training, registering, materialising features (once; the log is .quickstart/train.log)")
     with (HOME / "train.log").open("wb") as log:
-        command = [sys.executable, "-m", "scripts.demo.train", "--tracking-uri", tracking]
+        command = [sys.executable, "-m", "scripts.demo.train", "--tracking-uri", tracking, "--feature-repo", FEAST]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert process.stdout is not None
         for line in process.stdout:
@@ -158,7 +163,11 @@ def _headway(args: argparse.Namespace, tracking: str) -> Iterator[None]:
     uri = f"models:/{MODEL}@champion"
     flags = ["--model-uri", uri, "--host", "127.0.0.1", "--port", str(args.port), "--grpc-port", str(args.grpc_port)]
     _step(f"headway serve {' '.join(flags)}")
-    environ = {"MLFLOW_TRACKING_URI": tracking, "HEADWAY_REGISTRY__POLL_SECONDS": "1"}
+    environ = {
+        "MLFLOW_TRACKING_URI": tracking,
+        "HEADWAY_REGISTRY__POLL_SECONDS": "1",
+        "HEADWAY_FEATURES__REPO_PATH": FEAST,
+    }
     with _process([sys.executable, "-m", "serving.cli", "serve", *flags], "headway.log", environ) as process:
         _await(f"http://127.0.0.1:{args.port}/health/live", process, "Headway", "headway.log")
         yield
@@ -181,33 +190,64 @@ def _show(answer: requests.Response) -> Any:
     return answer.json()
 
 
-def _call_v1(base: str) -> None:
-    _step("V1, by features")
+def _call_by_features(base: str, grpc_port: int) -> None:
+    _step("V1, V2 REST and V2 gRPC, by features")
     _show(requests.post(f"{base}/v1/models/{MODEL}:predict", json={"instances": [ROW]}, timeout=10))
+    tensor = {"name": "x", "shape": [1, len(ROW)], "datatype": "FP64", "data": ROW}
+    _show(requests.post(f"{base}/v2/models/{MODEL}/infer", json={"inputs": [tensor]}, timeout=10))
+    asyncio.run(_call_grpc(grpc_port, "x", "FP64", [ROW]))
+
+
+def _call_by_machine(base: str, grpc_port: int) -> None:
+    _step("the same, by machine_id: Headway fetches the features from Feast")
+    _show(requests.post(f"{base}/v1/models/{MODEL}:predict", json={"instances": [{"machine_id": 17}]}, timeout=10))
+    tensor = {"name": "machine_id", "shape": [1], "datatype": "INT64", "data": [17]}
+    _show(requests.post(f"{base}/v2/models/{MODEL}/infer", json={"inputs": [tensor]}, timeout=10))
+    asyncio.run(_call_grpc(grpc_port, "machine_id", "INT64", [17]))
+
+
+async def _call_grpc(port: int, name: str, datatype: str, data: list[Any]) -> None:
+    """KServe's own client, unchanged."""
+    from kserve import InferenceGRPCClient, InferInput, InferRequest  # parses sys.argv when imported: --help is ours
+
+    array = np.array(data, dtype=np.float64 if datatype == "FP64" else np.int64)
+    tensor = InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array)
+    async with InferenceGRPCClient(f"127.0.0.1:{port}") as client:
+        answer = await client.infer(InferRequest(MODEL, [tensor]))
+    outputs = {output.name: output.as_numpy().tolist() for output in answer.outputs}
+    print("   gRPC", json.dumps({"model_version": answer.model_version, **outputs}), flush=True)
 
 
 def _promote_under_load(base: str, tracking: str, seconds: float) -> None:
-    _step("promoting the challenger under load: the alias champion moves from version 1 to version 2 in MLflow")
+    _step("promoting the challenger under load: the alias champion moves from version 1 to version 3 in MLflow")
     with Load(f"{base}/v1/models/{MODEL}:predict", {"instances": [ROW]}) as load:
-        time.sleep(seconds / 3)
-        _set_champion(tracking, "2")
-        time.sleep(seconds * 2 / 3)
+        time.sleep(seconds)
+        _set_champion(tracking, "3")
+        end = time.monotonic() + 60
+        while not load.tally.versions["3"] and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(seconds)
     versions = ", ".join(f"version {v} answered {n}" for v, n in sorted(load.tally.versions.items()))
     lost = load.tally.lost.total()
     print(f"   {load.tally.sent} requests at {load.rate:.0f} per second: {versions}; {lost} lost", flush=True)
     if lost:
         raise Failed(f"requests were lost: {dict(load.tally.lost)}")
-    if set(load.tally.versions) != {"1", "2"}:
+    if set(load.tally.versions) != {"1", "3"}:
         raise Failed("the promotion was not seen; see .quickstart/headway.log")
 
 
-def _keep_serving(base: str, tracking: str) -> None:
-    _step("serving on; try")
-    row = json.dumps({"instances": [ROW]})
+def _keep_serving(base: str, tracking: str, grpc_port: int) -> None:
+    _step("serving on; try, in another terminal")
+    row, machine = json.dumps({"instances": [ROW]}), json.dumps({"instances": [{"machine_id": 17}]})
     print(f"   curl -s {base}/v1/models/{MODEL}")
     print(f"   curl -s {base}/v1/models/{MODEL}:predict -H 'content-type: application/json' -d '{row}'")
-    print(f"   open {tracking} and move the alias 'champion', then ask for the status again")
-    print("   Ctrl-C stops everything")
+    print(f"   curl -s {base}/v1/models/{MODEL}:predict -H 'content-type: application/json' -d '{machine}'")
+    print(f"   curl -s {base}/v2/models/{MODEL}")
+    print(f"   curl -s {base}/metrics | grep model_predictions_total")
+    print(f"   open {tracking}/#/models/{MODEL}, move the alias 'champion', and ask for the status again")
+    print(f"   gRPC listens on 127.0.0.1:{grpc_port}; the server's log is {HOME}/headway.log")
+    print("   Ctrl-C stops everything", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         signal.pause()
 

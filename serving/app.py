@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import prometheus_client
 import uvloop
 
+from features.store import FeastSource
 from monitoring.logs import configure_logging
 from monitoring.metrics import Metrics
 from registry.mlflow_registry import MlflowRegistry
@@ -18,7 +21,7 @@ from serving.configuration import ModelOptions
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.lifecycle import State
-from serving.loading import Loader
+from serving.loading import FeatureSource, Loader
 from serving.manager import ModelManager
 from serving.model import RegistryModel
 from serving.poller import Poller
@@ -38,13 +41,13 @@ class Recorder:
         self._forgetting: dict[tuple[str, str], asyncio.TimerHandle] = {}
 
     def state_changed(self, model: str, version: str, state: State) -> None:
-        """Keeps `model_loaded` and the counters of states; forgets a version's series 900 s after it is gone."""
+        """Counts states; a version that comes back keeps its series."""
         self._metrics.states.labels(model, version, state).inc()
         if timer := self._forgetting.pop((model, version), None):
             timer.cancel()
-        if state is not State.UNLOADED:
-            self._metrics.loaded.labels(model, version).set(state is State.READY)
-            return
+
+    def gone(self, model: str, version: str) -> None:
+        """Drops a version's gauges at once, and its counters and histograms 900 s later."""
         self._metrics.unloaded(model, version)
         loop = asyncio.get_running_loop()
         self._forgetting[model, version] = loop.call_later(KEEP_SERIES_SECONDS, self._metrics.forget, model, version)
@@ -70,7 +73,8 @@ async def _serve(settings: Settings) -> int:
     metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State])
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
-    managers = {entry.name: _manager(entry, settings, registry, recorder) for entry in settings.models}
+    features = _features(settings.features.repo_path)
+    managers = {entry.name: _manager(entry, settings, registry, features, recorder) for entry in settings.models}
     plane = DataPlane(managers, metrics)
     http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers))
     server = HeadwayServer(_address(settings), plane, http)
@@ -98,11 +102,24 @@ def _started(settings: Settings) -> None:
     )
 
 
-def _manager(entry: ModelEntry, settings: Settings, registry: MlflowRegistry, recorder: Recorder) -> ModelManager:
+def _features(repo_path: str | None) -> FeatureSource | None:
+    """The Feast repository of the settings, or the one that Feast's own variable names."""
+    if repo_path is None and "FEAST_FS_YAML_FILE_PATH" not in os.environ:
+        return None
+    return FeastSource(Path(repo_path or ".")).lookup
+
+
+def _manager(
+    entry: ModelEntry,
+    settings: Settings,
+    registry: MlflowRegistry,
+    features: FeatureSource | None,
+    recorder: Recorder,
+) -> ModelManager:
     return ModelManager(
         entry.name,
         parse_reference(entry.uri).uri,
-        Loader(registry, options_of(entry, settings), None),
+        Loader(registry, options_of(entry, settings), features),
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,
@@ -153,7 +170,10 @@ def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager]) -> bytes:
     """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
     for name, manager in managers.items():
         metrics.alive.labels(name).set(len(manager.alive))
+        ready = {s.version.version for s in manager.servables if s.state is State.READY}
         for servable in manager.servables:
+            number = servable.version.version
+            metrics.loaded.labels(name, number).set(number in ready)
             if servable.batcher is not None:
-                metrics.queue_depth.labels(name, servable.version.version).set(servable.batcher.depth)
+                metrics.queue_depth.labels(name, number).set(servable.batcher.depth)
     return metrics.exposition()

@@ -13,18 +13,19 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from monitoring.metrics import Metrics
 from registry.versions import ModelVersion
+from serving.completing import Gaps, check_present, fill_gaps, find_gaps
 from serving.decoding import Arrays, Partial, complete
 from serving.errors import BadRequest, DeadlineExceeded, NotFound, outcome_of
 from serving.loading import Loaded
 from serving.manager import ModelManager, Servable
 from serving.runtimes.base import Outputs, Want
-from serving.schema import has_missing, shown
+from serving.schema import shown
 
 log = logging.getLogger("headway.requests")
 Out_co = TypeVar("Out_co", covariant=True)
@@ -170,34 +171,32 @@ class DataPlane:
         return Reply(payload, servable.version.version, stages)
 
     async def _complete(self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None) -> Arrays:
-        """Looks up what the request did not bring; values that it did bring win."""
-        assert loaded.lookup is not None
-        version = servable.version.version
-        names = tuple(
-            c.name for c in loaded.schema.columns
-            if c.name in loaded.lookup.columns and (c.name not in partial.given or c.name in partial.absent)
-        )  # fmt: skip
-        began = time.perf_counter()
-        try:
-            found = await self._look_up(loaded, partial.keys, names, deadline)
-        except BaseException:
-            self._metrics.lookups.labels(servable.model, version, "error").inc()
-            raise
-        self._metrics.lookups.labels(servable.model, version, "ok").inc()
-        self._metrics.lookup_latency.labels(servable.model, version).observe(time.perf_counter() - began)
-        _fill(partial, found, loaded)
+        """Looks up what the request did not bring, in one call for all its rows; values that it did bring win."""
+        gaps = find_gaps(loaded, partial)
+        if gaps is not None:
+            model, version = servable.model, servable.version.version
+            began = time.perf_counter()
+            try:
+                found = await self._look_up(loaded, gaps, deadline)
+            except BaseException:
+                self._metrics.lookups.labels(model, version, "error").inc()
+                raise
+            self._metrics.lookups.labels(model, version, "ok").inc()
+            self._metrics.lookup_latency.labels(model, version).observe(time.perf_counter() - began)
+            fill_gaps(loaded, partial, gaps, found)
+        check_present(loaded.schema, partial)
         return complete(loaded.schema, partial)
 
-    async def _look_up(
-        self, loaded: Loaded, keys: dict[str, list[Any]], names: tuple[str, ...], deadline: float | None
-    ) -> dict[str, np.ndarray]:
+    async def _look_up(self, loaded: Loaded, gaps: Gaps, deadline: float | None) -> dict[str, np.ndarray]:
         assert loaded.lookup is not None
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
         when = None if deadline is None else loop.time() + deadline - time.monotonic()
         try:
             async with asyncio.timeout_at(when):
-                return await loop.run_in_executor(self._feature_threads, context.run, loaded.lookup, keys, names)
+                return await loop.run_in_executor(
+                    self._feature_threads, context.run, loaded.lookup, gaps.keys, gaps.names
+                )
         except TimeoutError as error:
             raise DeadlineExceeded("The request's deadline passed while its features were looked up.") from error
 
@@ -231,13 +230,3 @@ def _deadline(call: Call, loaded: Loaded) -> float | None:
     own = loaded.configuration.timeout
     seconds = min((t for t in (own, call.timeout) if t is not None), default=None)
     return None if seconds is None else call.received + seconds
-
-
-def _fill(partial: Partial, found: Mapping[str, np.ndarray], loaded: Loaded) -> None:
-    for name, column in found.items():
-        gone = partial.absent.get(name)
-        partial.given[name] = column if gone is None else np.where(gone, column, partial.given[name])
-    for column_spec in loaded.schema.columns:
-        values = partial.given.get(column_spec.name)
-        if values is not None and column_spec.required and has_missing(values):
-            raise BadRequest(f"Column {shown(column_spec.name)!r} is required and has a missing value.")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from grpc import StatusCode
 
-from features.errors import FeatureError, FeaturesUnavailable, UnknownEntity
+from features.errors import FeatureError, FeaturesUnavailable, InvalidEntity, UnknownEntity
 from registry.errors import RegistryError
 
 FIXED = "The server could not answer this request; the log has the reason under this request's id."
@@ -91,6 +91,7 @@ class Outcome(NamedTuple):
 
 TABLE: dict[type[BaseException], Outcome] = {
     BadRequest: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
+    InvalidEntity: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
     UnknownEntity: Outcome(400, StatusCode.INVALID_ARGUMENT, "unknown_entity"),
     Forbidden: Outcome(403, StatusCode.PERMISSION_DENIED, "forbidden"),
     NotFound: Outcome(404, StatusCode.NOT_FOUND, "not_found"),

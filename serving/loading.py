@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -21,6 +22,8 @@ from serving.runtimes.base import Outputs, Runtime, Want, datatype_of
 from serving.schema import InputSchema, blank, compile_schema
 from serving.trust import check_trust
 
+log = logging.getLogger("headway.lifecycle")
+
 
 class Lookup(Protocol):
     """Completes rows that carry entity keys. `keys` are the join keys' names; `columns` what it can bring."""
@@ -31,6 +34,10 @@ class Lookup(Protocol):
     def __call__(self, keys: Mapping[str, list[Any]], columns: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Columns `[n]` for the keys. Blocks: call it in a thread."""
         ...
+
+
+#: Gives the lookup of a feature service for the columns of a signature (name → MLflow type). Blocks.
+FeatureSource = Callable[[str, Mapping[str, str]], Lookup]
 
 
 class ArtifactSource(Protocol):
@@ -62,11 +69,9 @@ class Loaded:
 
 
 class Loader:
-    """Loads versions of one served model. `features(name)` gives the lookup of a feature service."""
+    """Loads versions of one served model."""
 
-    def __init__(
-        self, source: ArtifactSource, options: ModelOptions, features: Callable[[str, InputSchema], Lookup] | None
-    ) -> None:
+    def __init__(self, source: ArtifactSource, options: ModelOptions, features: FeatureSource | None) -> None:
         self._source, self._options, self._features = source, options, features
 
     def load(self, version: ModelVersion) -> Loaded:
@@ -91,13 +96,14 @@ class Loader:
 
     def _lookup(self, configuration: Configuration, schema: InputSchema) -> Lookup | None:
         service = configuration.feature_service
-        if service is None:
+        if service is None or not schema.columns:
             return None
         if self._features is None:
-            raise InvalidModel(
-                f"the version needs the feature service {service[:64]!r}: set features.repo_path to the Feast repository"
+            log.warning(
+                "features.repo_path is not set: rows must bring every column", extra={"feature_service": service}
             )
-        return self._features(service, schema)
+            return None
+        return self._features(service, {column.name: column.type for column in schema.columns})
 
 
 def _runtime(model: MLmodel, schema: InputSchema, configuration: Configuration) -> Runtime:
@@ -175,6 +181,6 @@ def _decode_example(example: Mapping[str, Any], schema: InputSchema) -> Arrays |
     rows = (
         [dict(zip(split["columns"], row, strict=True)) for row in split["data"]]
         if "columns" in split
-        else split.get("data")
+        else split.get("data", example.get("inputs"))  # a network is logged with an array, whatever its signature
     )
     return decode_instances(schema, rows, frozenset()).arrays if rows else None

@@ -60,6 +60,10 @@ class Watcher(Protocol):
         """A servable entered a state."""
         ...
 
+    def gone(self, model: str, version: str) -> None:
+        """The last servable of a version has left."""
+        ...
+
     def batch(self, model: str, version: str, requests: int, rows: int, seconds: float) -> None:
         """A batch ran."""
         ...
@@ -112,6 +116,7 @@ class ModelManager:
         self.aspired: tuple[ModelVersion, ...] = ()
         self.current: Servable | None = None
         self.problem: str | None = "the registry has not been asked yet"
+        self.stale = False
         self.first_failure: Callable[[], None] | None = None
         self.servables: list[Servable] = []
         self._loader, self._watcher = loader, watcher
@@ -122,14 +127,17 @@ class ModelManager:
 
     # -- what the poller says -------------------------------------------------------------------------------------
 
-    def aspire(self, versions: tuple[ModelVersion, ...], problem: str | None = None) -> None:
-        """States the full set of versions that should be served; an empty one keeps what is READY."""
+    def aspire(self, versions: tuple[ModelVersion, ...], problem: str | None = None, *, stale: bool = False) -> None:
+        """States the full set of versions that should be served; an empty one keeps what is READY.
+
+        `stale` says that the registry did not answer, and that `versions` is what it said before.
+        """
         if versions != self.aspired:
             log.info(
                 "aspired versions changed",
                 extra={"model": self.name, "aspired": [v.version for v in versions], "uri": self.uri},
             )
-        self.aspired, self.problem = versions, problem
+        self.aspired, self.problem, self.stale = versions, problem, stale
         self._refresh_facts()
         self._wake.set()
 
@@ -181,6 +189,13 @@ class ModelManager:
             return f"version {coming.version.version} is {coming.state}"
         return self.problem or "the aspired version has not been loaded yet"
 
+    def trouble(self) -> str | None:
+        """What keeps the model from serving what the registry says now, or None if nothing does."""
+        if self.problem is not None:
+            return self.problem
+        settled = self.current is not None and self.aspired[:1] == (self.current.version,)
+        return None if settled else self.why()
+
     # -- the loop -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -223,7 +238,7 @@ class ModelManager:
             case Unload(id):
                 await self._unload(self._by_id(id))
             case Forget(id):
-                self.servables.remove(self._by_id(id))
+                self._remove(self._by_id(id))
 
     def _by_id(self, id: int) -> Servable:
         return next(s for s in self.servables if s.id == id)
@@ -292,9 +307,16 @@ class ModelManager:
         loaded, batcher = servable.ready
         batcher.close()
         servable.loaded = servable.batcher = None
-        self.servables.remove(servable)
         self._enter(servable, State.UNLOADED, leases_cut=held)
+        self._remove(servable)
         await _in_thread(_Disposal(loaded))
+
+    def _remove(self, servable: Servable) -> None:
+        """A changed tag builds a version anew beside its old self: only the last one of a number takes it away."""
+        self.servables.remove(servable)
+        number = servable.version.version
+        if all(s.version.version != number for s in self.servables):
+            self._watcher.gone(self.name, number)
 
     def _enter(self, servable: Servable, to: State, **facts: object) -> None:
         now = time.monotonic()

@@ -92,5 +92,8 @@ class Poller:
         self._failures += 1
         self._counted(self._manager.name, False)
         if self._failures == 1:
-            log.error("registry does not answer", extra={"model": self._manager.name, "reason": str(error)})
-        self._manager.aspire(self._manager.aspired, str(error))
+            log.error(
+                "registry does not answer",
+                extra={"model": self._manager.name, "reason": str(error), "cause": str(error.__cause__)[:500]},
+            )
+        self._manager.aspire(self._manager.aspired, str(error), stale=True)

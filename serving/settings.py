@@ -69,7 +69,7 @@ class Registry(_Group):
 
 
 class Features(_Group):
-    """The Feast repository: the folder that holds `feature_store.yaml`."""
+    """The Feast repository: the folder that holds `feature_store.yaml`. Without one, rows must bring every column."""
 
     repo_path: str | None = None
 

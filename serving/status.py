@@ -21,7 +21,10 @@ DATATYPES = {
 
 
 def model_status(manager: ModelManager) -> dict[str, Any]:
-    """The body of `GET /v1/models/{m}`: every key is always there, absent facts are null."""
+    """The body of `GET /v1/models/{m}`: every key is always there, absent facts are null.
+
+    `stale` is true while the registry does not answer; `problem` says why what is served is not what is aspired.
+    """
     current = manager.current
     leading = current or (manager.servables[-1] if manager.servables else None)
     facts = current.version if current else None
@@ -37,6 +40,8 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
         "run_id": facts.run_id if facts else None,
         "digest": None,
         "since": leading.since if leading else None,
+        "stale": manager.stale,
+        "problem": manager.trouble(),
         "versions": [{"version": s.version.version, "state": s.state, "reason": s.reason} for s in manager.servables],
     }
     if current is None:
@@ -46,7 +51,8 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
 
 def _alias(manager: ModelManager, current: Servable | None) -> str | None:
     """The alias that is followed, else the first that the version carries."""
-    if current is None or not current.version.aliases:
+    vanished = not manager.aspired and not manager.stale
+    if current is None or vanished or not current.version.aliases:
         return None
     followed = manager.uri.rpartition("@")[2]
     return followed if followed in current.version.aliases else current.version.aliases[0]

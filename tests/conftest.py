@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("trained")
     with start_mlflow(home) as server:
-        train(server.uri, machines=120, days=20)
+        train(server.uri, home / "feast", machines=120, days=20)
     return home
 
 

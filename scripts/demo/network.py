@@ -35,4 +35,5 @@ def fit_network(x: np.ndarray, y: np.ndarray, epochs: int = 60, seed: int = 0) -
             nn.functional.binary_cross_entropy_with_logits(network(inputs[rows]), targets[rows]).backward()
             optimiser.step()
         schedule.step()
-    return network.eval()
+    network.eval()
+    return network

@@ -1,33 +1,44 @@
 """Trains the demonstration's models and registers them as versions of `predictive_maintenance`.
 
-Version 1 is a scikit-learn pipeline (skops), version 2 a tree ensemble (skops with its tree types).
-`champion` and the stage Production point at version 1; `challenger` and Staging at version 2.
+Version 1 is a scikit-learn pipeline (skops), version 2 a tree ensemble (skops with its tree types), version 3 a PyTorch
+network (pt2). `champion` and the stage Production point at version 1, `challenger` and Staging at the latest. Every
+version names the Feast service of its features by tag; the network also says by tag what its output means.
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
+from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.models import infer_signature
+import torch
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, Schema
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scripts.demo.feature_repo.definitions import machine_health
+from scripts.demo.features import build_features
 from scripts.demo.machines import COLUMNS, EXAMPLE, Histories, simulate
+from scripts.demo.network import fit_network
 
 MODEL = "predictive_maintenance"
 TREE_TYPES = ["sklearn.tree._tree.Tree"]
 
 
-def train(tracking_uri: str, machines: int = 400, days: int = 60) -> None:
-    """Trains on three quarters of the machines, measures on the rest, registers, and sets tags, aliases and stages."""
+def train(tracking_uri: str, home: Path, machines: int = 400, days: int = 60) -> None:
+    """Trains on three quarters of the machines, measures on the rest, registers, and sets tags, aliases and stages.
+
+    The last readings of the same machines go to a Feast repository in `home`.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(MODEL)
@@ -36,7 +47,9 @@ def train(tracking_uri: str, machines: int = 400, days: int = 60) -> None:
     register_sklearn("logistic regression", pipeline, histories, {"C": 0.5})
     forest = RandomForestClassifier(60, min_samples_leaf=10, n_jobs=1, random_state=0)
     register_sklearn("random forest", forest, histories, {"n_estimators": 60, "min_samples_leaf": 10})
+    register_network("network", histories)
     describe(MlflowClient(tracking_uri))
+    build_features(home, histories)
 
 
 def split(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +75,38 @@ def register_sklearn(kind: str, estimator: Any, histories: Histories, params: di
             signature=infer_signature(histories.x, histories.y[:10]),
             input_example=example,
             registered_model_name=MODEL,
+            pip_requirements=requirements("scikit-learn", "skops"),
         )
+
+
+def requirements(*packages: str) -> list[str]:
+    """The installed versions. Left to itself MLflow loads each model in a process of its own to find out."""
+    return [f"{package}=={installed(package)}" for package in ("mlflow", *packages)]
+
+
+def register_network(kind: str, histories: Histories) -> None:
+    """Trains the network and logs it as `pt2`, which holds weights and a graph, and no pickled code."""
+    fit, test = split(histories)
+    x = histories.x.to_numpy(dtype=np.float32)
+    network = fit_network(x[fit], histories.y[fit])
+    with torch.inference_mode():
+        probability = torch.sigmoid(network(torch.from_numpy(x[test])))[:, 0].numpy()
+    examples = np.array([EXAMPLE] * 2, dtype=np.float32)
+    with mlflow.start_run(run_name=kind):
+        mlflow.log_params({"kind": kind, "epochs": 60})
+        log_metrics(histories.y[test], probability)
+        info = mlflow.pytorch.log_model(
+            network,
+            name="model",
+            serialization_format="pt2",
+            signature=infer_signature(examples, np.zeros((2, 1), dtype=np.float32)),
+            input_example=examples,
+            pip_requirements=requirements("torch"),
+        )
+    # A pt2 program is logged with a tensor signature; named columns let clients send what they send to the other versions.
+    columns = Schema([ColSpec("double", name) for name in COLUMNS])
+    mlflow.models.set_signature(info.model_uri, ModelSignature(columns, Schema([ColSpec("float")])))
+    mlflow.register_model(info.model_uri, MODEL)
 
 
 def log_metrics(truth: np.ndarray, probability: np.ndarray) -> None:
@@ -72,22 +116,28 @@ def log_metrics(truth: np.ndarray, probability: np.ndarray) -> None:
         "brier": float(brier_score_loss(truth, probability)),
     }
     mlflow.log_metrics(metrics)
-    print("   ", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    print("   ", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()), flush=True)
 
 
 def describe(client: MlflowClient) -> None:
     """Tags, aliases and stages as a team would set them."""
+    for version in ("1", "2", "3"):
+        client.set_model_version_tag(MODEL, version, "feast.feature_service", machine_health.name)
+    client.set_model_version_tag(MODEL, "3", "headway.task", "classification")
+    client.set_model_version_tag(MODEL, "3", "headway.activation", "sigmoid")
     client.set_registered_model_alias(MODEL, "champion", "1")
-    client.set_registered_model_alias(MODEL, "challenger", "2")
+    client.set_registered_model_alias(MODEL, "challenger", "3")
     client.transition_model_version_stage(MODEL, "1", "Production")
-    client.transition_model_version_stage(MODEL, "2", "Staging")
+    client.transition_model_version_stage(MODEL, "3", "Staging")
 
 
 def main() -> None:
-    """Trains against `--tracking-uri`."""
+    """Trains against `--tracking-uri`, with the Feast repository in `--feature-repo`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tracking-uri", required=True)
-    train(parser.parse_args().tracking_uri)
+    parser.add_argument("--feature-repo", required=True, type=Path)
+    args = parser.parse_args()
+    train(args.tracking_uri, args.feature_repo)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+# An index of commands; each works without make.
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test unit lint format types imports serve clean
+
+PYTHON := .venv/bin/python
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the pinned packages
+	bash -c 'set -euo pipefail; source scripts/env.sh; ensure_venv'
+
+quickstart: ## train, serve and promote on embedded stores
+	scripts/quickstart.sh
+
+test: ## lint, types, import contracts, and all tests with coverage
+	scripts/test.sh
+
+unit: ## the tests that start no process
+	$(PYTHON) -m pytest -m 'not e2e'
+
+lint: ## ruff: rules and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check -q .
+
+format: ## let ruff rewrite what it can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+types: ## mypy, strict
+	$(PYTHON) -m mypy
+
+imports: ## the directions of the packages
+	.venv/bin/lint-imports --config setup.cfg
+
+serve: ## headway serve $(ARGS), for example ARGS="--model-uri models:/fraud@champion"
+	$(PYTHON) -m serving.cli serve $(ARGS)
+
+clean: ## remove caches and what the quickstart made; .venv stays
+	rm -rf .quickstart .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov build dist
