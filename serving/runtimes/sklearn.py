@@ -31,8 +31,10 @@ class SklearnRuntime:
         self._estimator = estimator
         self._schema = schema
         self._raw = getattr(estimator, raw_method)
-        self._is_classifier = hasattr(estimator, "classes_") and hasattr(estimator, "predict_proba")
-        self.classes: np.ndarray | None = np.asarray(estimator.classes_) if self._is_classifier else None
+        # A classifier of several targets has a list of classes and of tables: neither fits one row per instance.
+        classes = getattr(estimator, "classes_", None)
+        self._is_classifier = isinstance(classes, np.ndarray) and hasattr(estimator, "predict_proba")
+        self.classes: np.ndarray | None = classes if self._is_classifier else None
         self._frame = _needs_frame(estimator, schema)
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
