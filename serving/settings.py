@@ -60,12 +60,15 @@ class Server(_Group):
 
 
 class Registry(_Group):
-    """Where the registry is, and how often to look. MLflow's own variables say the rest (credentials, TLS)."""
+    """Where the registry is, how often to look, and where its artifacts are kept. MLflow's own variables say the rest
+    (credentials, TLS)."""
 
     tracking_uri: str | None = None
     registry_uri: str | None = None
     poll_seconds: float = Field(10.0, gt=0)
     pinned_poll_seconds: float = Field(60.0, gt=0)
+    cache_dir: str | None = None
+    cache_bytes: int = Field(10 * 2**30, ge=0)
 
 
 class Features(_Group):
@@ -140,9 +143,12 @@ def model_from_words(uri: str | None, name: str | None, version: str | None) -> 
         if version is not None:
             raise SettingsError("--model-version goes with --model-name alone; --model-uri already names a version")
         try:
-            return {"name": name or parse_reference(uri).name, "uri": uri}
+            served = name or parse_reference(uri).name
         except InvalidReference as error:
             raise SettingsError(str(error)) from error
+        if not served:
+            raise SettingsError("--model-name is required: that reference has no registered name to serve it under")
+        return {"name": served, "uri": uri}
     if name is None and version is None:
         return None
     if name is None or version is None:

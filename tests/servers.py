@@ -178,7 +178,11 @@ def start_headway(log: Path, *flags: str, **environ: str) -> Server:
                "--grpc-port", str(grpc_port), *flags]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **environ}
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "HEADWAY_REGISTRY__CACHE_DIR": str(log.parent / "cache"), **environ},
         )
     wait_for(f"http://127.0.0.1:{port}/health/live", process, log)
     return Server(process, port, grpc_port, log)

@@ -25,23 +25,13 @@ from serving.errors import BadRequest
 from serving.loading import Loaded, Loader, warm
 from serving.transport.v1 import to_document
 from serving.transport.v2 import check_outputs, output_tensors
-from tests.models import columns, linear
+from tests.models import Folder, columns, linear
 
 X = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 Y = np.array([0, 0, 1, 1])
 ROWS = [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
 AB = columns(("a", "double"), ("b", "double"))
 VERSION = ModelVersion("m", "3")
-
-
-class Folder:
-    """A source whose one version lies where it is."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def fetch(self, version: ModelVersion, into: Path) -> Path:
-        return self.path
 
 
 def load(path: Path, **tags: str) -> Loaded:

@@ -45,7 +45,7 @@ from serving.decoding import decode_instances
 from serving.loading import Loaded, Loader, warm
 from serving.runtimes.base import Want
 from serving.trusted_types import TRUSTED_SKOPS
-from tests.models import columns, linear
+from tests.models import Folder, columns, linear
 
 SIGNATURE = columns(("a", "double"), ("b", "double"))
 ROWS, SUMS = [[1.0, 2.0], [3.0, 4.0]], [3.0, 7.0]
@@ -59,16 +59,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.canary,)
-
-
-class Folder:
-    """A source whose versions lie in one folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def fetch(self, version: ModelVersion, into: Path) -> Path:
-        return Path(shutil.copytree(self.path, into / "model", symlinks=True))
 
 
 def load(path: Path, **allowed: bool) -> Loaded:
