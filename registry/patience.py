@@ -16,10 +16,12 @@ from typing import TypeVar
 import tenacity
 from mlflow.exceptions import MlflowException
 
+from registry.errors import RegistryUnavailable
+
 T = TypeVar("T")
 
 
-class NotAskedAgain(Exception):
+class NotAskedAgain(RegistryUnavailable):
     """The breaker is open: the registry failed a moment ago and has not been asked."""
 
 
