@@ -121,8 +121,8 @@ class ArtifactCache:
     def _fill(self, key: str, version: ModelVersion) -> Artifact:
         try:
             return self._download_into_place(key, version)
-        except Exception as error:
-            if not _is_full(error) or not self.prune(0):
+        except OSError as error:
+            if error.errno not in FULL or not self.prune(0):
                 raise
         log.warning("the cache's disk was full; unused versions were removed", extra={"uri": version.uri})
         return self._download_into_place(key, version)
@@ -138,10 +138,6 @@ class ArtifactCache:
             sum_, size = digest(aside)
             aside.chmod(0o755)
             lock = self._place(aside, sum_)
-        except Exception as error:
-            if _is_full(error) and not isinstance(error, OSError):  # MLflow's client has its own wrapping
-                raise OSError(errno.ENOSPC, str(error)) from error
-            raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._write(self._versions / key, {"uri": version.uri, "source": version.source, "digest": sum_, "size": size,
@@ -302,11 +298,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return body if isinstance(body, dict) else None
-
-
-def _is_full(error: Exception) -> bool:
-    """MLflow wraps a full disk in an error of its own that has only the words."""
-    return (isinstance(error, OSError) and error.errno in FULL) or "No space left" in str(error)
 
 
 def _cache_error(error: OSError, version: ModelVersion) -> CacheError:

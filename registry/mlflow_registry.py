@@ -7,6 +7,7 @@ version per stage, so an alias, a number and a tag need calls of their own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -111,6 +112,8 @@ class MlflowRegistry:
         except OSError:
             raise
         except Exception as error:
+            if "No space left" in str(error):  # the client wraps it in an error that has only the words
+                raise OSError(errno.ENOSPC, "No space left on device") from error
             raise InvalidModel(f"the files of {version.uri} could not be downloaded: {_cause(error)}") from error
 
     def _ask(self, policy: Policy) -> Catalogue:
@@ -207,12 +210,12 @@ def _unavailable(policy: Policy, error: Exception) -> RegistryUnavailable:
 CAUSES = (
     ("refused", "connection refused"),
     ("timed out", "it took too long"),
+    ("aborted", "it hangs up"),
     ("resolve", "its name cannot be resolved"),
     ("CERTIFICATE", "its certificate is not trusted"),
     ("Invalid Host header", "it refuses our Host header; see MLFLOW_SERVER_ALLOWED_HOSTS"),
     ("error code 401", "it wants other credentials"),
     ("error code 403", "it forbids the call"),
-    ("No space left", "no space left on the disk"),
 )
 
 
