@@ -4,7 +4,9 @@ RegistryError
 ├── InvalidReference      the user named something that is no reference
 ├── RegistryUnavailable   MLflow did not answer, or answered nonsense: keep what is aspired
 ├── VersionNotFound       MLflow answered: there is no such model, alias, stage or version
-└── InvalidModel          the version exists, but its files or tags cannot be used
+├── InvalidModel          the version exists, but its files or tags cannot be used
+├── RegistryRefused       MLflow understood what we wanted to write, and will not have it
+└── UntrustedDelivery     a webhook's delivery that MLflow did not sign, or not now
 """
 
 
@@ -26,3 +28,11 @@ class VersionNotFound(RegistryError):
 
 class InvalidModel(RegistryError):
     """A version whose MLmodel file, signature, tags or artifacts cannot be used."""
+
+
+class RegistryRefused(RegistryError):
+    """The registry refuses a change; the text says why, and what would have to be allowed."""
+
+
+class UntrustedDelivery(RegistryError):
+    """A delivery whose signature is missing, wrong, or of another time."""

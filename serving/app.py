@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import prometheus_client
@@ -28,6 +28,7 @@ from serving.poller import Poller
 from serving.server import Address, HeadwayServer, check_port, kserve_app
 from serving.settings import ModelEntry, Settings
 from serving.transport.http import Http
+from serving.transport.webhook import Webhook
 
 log = logging.getLogger("headway.server")
 KEEP_SERIES_SECONDS = 900
@@ -76,13 +77,13 @@ async def _serve(settings: Settings) -> int:
     features = _features(settings.features.repo_path)
     managers = {entry.name: _manager(entry, settings, registry, features, recorder) for entry in settings.models}
     plane = DataPlane(managers, metrics)
-    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers))
+    pollers = [_poller(entry, settings, registry, managers[entry.name], metrics) for entry in settings.models]
+    webhook = _webhook(settings, pollers, metrics)
+    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers), webhook)
     server = HeadwayServer(_address(settings), plane, http)
     for name in managers:
         server.register_model(RegistryModel(name, lambda: plane))
-    server.background = [
-        _background(entry, settings, registry, managers[entry.name], metrics) for entry in settings.models
-    ]
+    server.background = [_background(p, m) for p, m in zip(pollers, managers.values(), strict=True)]
     if settings.server.fail_fast:
         for manager in managers.values():
             manager.first_failure = server.fail
@@ -127,9 +128,9 @@ def _manager(
     )
 
 
-async def _background(
+def _poller(
     entry: ModelEntry, settings: Settings, registry: MlflowRegistry, manager: ModelManager, metrics: Metrics
-) -> None:
+) -> Poller:
     policy = parse_reference(entry.uri)
     pinned = isinstance(policy, Pinned)
     period = settings.registry.pinned_poll_seconds if pinned else settings.registry.poll_seconds
@@ -137,7 +138,25 @@ async def _background(
     def counted(name: str, ok: bool) -> None:
         metrics.polls.labels(name, "ok" if ok else "error").inc()
 
-    poller = Poller(registry, policy, manager, period, counted)
+    return Poller(registry, policy, manager, period, counted)
+
+
+def _webhook(settings: Settings, pollers: Sequence[Poller], metrics: Metrics) -> Webhook | None:
+    """The webhook's route, if there is a secret to trust it by."""
+    secret = settings.registry.webhook_secret
+    if secret is None:
+        return None
+
+    def wake(name: str) -> int:
+        mine = [poller for poller in pollers if poller.registered == name]
+        for poller in mine:
+            poller.wake()
+        return len(mine)
+
+    return Webhook(secret.get_secret_value(), wake, lambda outcome: metrics.webhooks.labels(outcome).inc())
+
+
+async def _background(poller: Poller, manager: ModelManager) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(poller.run())
         group.create_task(manager.run())

@@ -1,7 +1,8 @@
 """Asks the registry what each served model aspires to, again and again.
 
 On an error the last aspiration stays, the poller backs off, and the error is counted and shown. The registry's client
-blocks, so every call runs in a thread; one that hangs delays only its own model.
+blocks, so every call runs in a thread; one that hangs delays only its own model. A webhook wakes the poller, which then
+looks at once, but never twice within a second.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from serving.lifecycle import backoff
 from serving.manager import ModelManager
 
 log = logging.getLogger("headway.registry")
+#: Seconds between the beginnings of two polls that a wake asks for.
+LEAST_GAP = 1.0
 
 
 class VersionSource(Protocol):
@@ -41,29 +44,44 @@ class Poller:
         manager: ModelManager,
         period: float,
         counted: Callable[[str, bool], None],
+        least_gap: float = LEAST_GAP,
     ) -> None:
         self._source, self._policy, self._manager, self._period = source, policy, manager, period
-        self._counted = counted
+        self._counted, self._least_gap = counted, least_gap
         self._failures = 0
         self._thread = ThreadPoolExecutor(1, "headway-poll")
         self._wake = asyncio.Event()
         self.answered_at: float | None = None
 
+    @property
+    def registered(self) -> str:
+        """The name of the registered model that is asked about."""
+        return self._policy.name
+
     def wake(self) -> None:
-        """Look at once instead of at the end of the period."""
+        """Look soon instead of at the end of the period or back-off; any number of calls ask for one look."""
         self._wake.set()
 
     async def run(self) -> None:
         """Polls until cancelled, with a jitter of a tenth so that many pods do not ask in step."""
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                await self.poll()
-                delay = self._period if not self._failures else max(self._period, backoff(self._failures))
+                # Cleared before the question: whoever wakes while it is being asked wants another answer.
                 self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.9, 1.1))  # noqa: S311
+                began = loop.time()
+                await self.poll()
+                await self._rest(began)
         finally:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _rest(self, began: float) -> None:
+        """Waits for the end of the period, or for a wake and what is left of the least gap since `began`."""
+        loop = asyncio.get_running_loop()
+        delay = self._period if not self._failures else max(self._period, backoff(self._failures))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.9, 1.1))  # noqa: S311
+            await asyncio.sleep(min(self._least_gap, delay) - (loop.time() - began))
 
     async def poll(self) -> None:
         """One look at the registry."""

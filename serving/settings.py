@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from registry.errors import InvalidReference
 from registry.policies import parse_reference, selector
@@ -66,6 +66,7 @@ class Registry(_Group):
     registry_uri: str | None = None
     poll_seconds: float = Field(10.0, gt=0)
     pinned_poll_seconds: float = Field(60.0, gt=0)
+    webhook_secret: SecretStr | None = Field(None, min_length=8)
 
 
 class Features(_Group):

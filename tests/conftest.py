@@ -26,7 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def _copy(trained: Path, home: Path) -> Path:
+def copy_registry(trained: Path, home: Path) -> Path:
+    """Copies what `trained` made into another folder, and returns that."""
     for name in ("mlflow.db", "artifacts"):
         source = trained / name
         shutil.copytree(source, home / name) if source.is_dir() else shutil.copy(source, home / name)
@@ -36,14 +37,14 @@ def _copy(trained: Path, home: Path) -> Path:
 @pytest.fixture
 def mlflow_server(trained: Path, tmp_path: Path) -> Iterator[MlflowServer]:
     """A real tracking server on a copy of the trained registry."""
-    with start_mlflow(_copy(trained, tmp_path)) as server:
+    with start_mlflow(copy_registry(trained, tmp_path)) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """One tracking server for every test that leaves the trained versions as they are; models of its own it may add."""
-    with start_mlflow(_copy(trained, tmp_path_factory.mktemp("shared"))) as server:
+    with start_mlflow(copy_registry(trained, tmp_path_factory.mktemp("shared"))) as server:
         yield server
 
 
