@@ -75,6 +75,7 @@ class Metrics:
         self.polls = Counter(
             "headway_registry_polls", "Questions to the registry, by outcome", ("model_name", "outcome"), registry=r
         )
+        self.webhooks = Counter("headway_webhooks", "Deliveries of the webhook, by outcome", ("outcome",), registry=r)
         self.lookups = Counter(
             "headway_feature_lookups", "Feature lookups, by outcome", (*VERSION, "outcome"), registry=r
         )

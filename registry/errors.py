@@ -5,7 +5,9 @@ RegistryError
 ├── RegistryUnavailable   MLflow did not answer, or answered nonsense: keep what is aspired
 ├── VersionNotFound       MLflow answered: there is no such model, alias, stage or version
 ├── CacheError            the artifact cache cannot hold or read a version: a full or read-only disk
-└── InvalidModel          the version exists, but its files or tags cannot be used
+├── InvalidModel          the version exists, but its files or tags cannot be used
+├── RegistryRefused       MLflow understood what we wanted to write, and will not have it
+└── UntrustedDelivery     a webhook's delivery that MLflow did not sign, or not now
 """
 
 
@@ -31,3 +33,11 @@ class InvalidModel(RegistryError):
 
 class CacheError(RegistryError):
     """The folder of the artifact cache cannot be used; the text says what to do."""
+
+
+class RegistryRefused(RegistryError):
+    """The registry refuses a change; the text says why, and what would have to be allowed."""
+
+
+class UntrustedDelivery(RegistryError):
+    """A delivery whose signature is missing, wrong, or of another time."""

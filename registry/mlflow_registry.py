@@ -114,7 +114,7 @@ class MlflowRegistry:
         except Exception as error:
             if "No space left" in str(error):  # the client wraps it in an error that has only the words
                 raise OSError(errno.ENOSPC, "No space left on device") from error
-            raise InvalidModel(f"the files of {version.uri} could not be downloaded: {_cause(error)}") from error
+            raise InvalidModel(f"the files of {version.uri} could not be downloaded: {cause_of(error)}") from error
 
     def _ask(self, policy: Policy) -> Catalogue:
         client = self._client
@@ -203,7 +203,7 @@ def _says_absent(error: MlflowException) -> bool:
 
 
 def _unavailable(policy: Policy, error: Exception) -> RegistryUnavailable:
-    return RegistryUnavailable(f"the registry did not answer for {policy.uri}: {_cause(error)}")
+    return RegistryUnavailable(f"the registry did not answer for {policy.uri}: {cause_of(error)}")
 
 
 #: What the text of an error of the client gives away of its cause. The text itself holds addresses, and stays in the log.
@@ -219,9 +219,10 @@ CAUSES = (
 )
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
+    """Why a call of MLflow's client failed, in words that may be shown to anybody."""
     if isinstance(error, NotAskedAgain) and error.__cause__ is not None:
-        return f"{_cause(error.__cause__)} (a moment ago; it is left alone for now)"
+        return f"{cause_of(error.__cause__)} (a moment ago; it is left alone for now)"
     for fragment, words in CAUSES:
         if fragment in str(error):
             return words

@@ -8,7 +8,8 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from serving.poller import Poller
 from serving.server import Address, HeadwayServer, check_port, kserve_app
 from serving.settings import ModelEntry, Settings
 from serving.transport.http import Http
+from serving.transport.webhook import Webhook
 
 log = logging.getLogger("headway.server")
 KEEP_SERIES_SECONDS = 900
@@ -85,7 +87,9 @@ async def _serve(settings: Settings) -> int:
         for entry in settings.models
     }
     plane = DataPlane(managers, metrics)
-    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers, pollers))
+    webhook = _webhook(settings, list(pollers.values()), metrics)
+    scrape = partial(_scrape, metrics, managers, pollers)
+    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, scrape, webhook)
     server = HeadwayServer(_address(settings), plane, http)
     for name in managers:
         server.register_model(RegistryModel(name, lambda: plane))
@@ -152,6 +156,21 @@ def _poller(
         metrics.polls.labels(name, "ok" if ok else "error").inc()
 
     return Poller(registry, policy, manager, period, counted, lambda: cache.recall(policy.uri))
+
+
+def _webhook(settings: Settings, pollers: Sequence[Poller], metrics: Metrics) -> Webhook | None:
+    """The webhook's route, if there is a secret to trust it by."""
+    secret = settings.registry.webhook_secret
+    if secret is None:
+        return None
+
+    def wake(name: str) -> int:
+        mine = [poller for poller in pollers if poller.registered == name]
+        for poller in mine:
+            poller.wake()
+        return len(mine)
+
+    return Webhook(secret.get_secret_value(), wake, lambda outcome: metrics.webhooks.labels(outcome).inc())
 
 
 async def _together(*work: Coroutine[Any, Any, None]) -> None:

@@ -7,6 +7,7 @@ ServingError
 ├── UnsupportedMediaType  a content type that is neither JSON nor octet-stream
 ├── BodyTooLarge          more bytes than server.max_body_bytes
 ├── Forbidden             the operator did not allow it
+├── RateLimited           more calls than the route takes; carries the seconds to wait
 ├── QueueFull             over the watermark; carries the seconds until it drains
 ├── NotReady              no READY version, or the server is past its drain bound
 ├── DeadlineExceeded      the request's time is over
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from grpc import StatusCode
 
 from features.errors import FeatureError, FeaturesUnavailable, InvalidEntity, UnknownEntity
-from registry.errors import RegistryError
+from registry.errors import RegistryError, UntrustedDelivery
 
 FIXED = "The server could not answer this request; the log has the reason under this request's id."
 
@@ -48,6 +49,14 @@ class UnsupportedMediaType(ServingError):
 
 class BodyTooLarge(ServingError):
     """The body is longer than the limit."""
+
+
+class RateLimited(ServingError):
+    """More calls than the route takes. `retry_after` is the time until it takes one more, in whole seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Forbidden(ServingError):
@@ -93,11 +102,13 @@ TABLE: dict[type[BaseException], Outcome] = {
     BadRequest: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
     InvalidEntity: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
     UnknownEntity: Outcome(400, StatusCode.INVALID_ARGUMENT, "unknown_entity"),
+    UntrustedDelivery: Outcome(401, StatusCode.UNAUTHENTICATED, "unauthenticated"),
     Forbidden: Outcome(403, StatusCode.PERMISSION_DENIED, "forbidden"),
     NotFound: Outcome(404, StatusCode.NOT_FOUND, "not_found"),
     MethodNotAllowed: Outcome(405, StatusCode.UNIMPLEMENTED, "method_not_allowed"),
     BodyTooLarge: Outcome(413, StatusCode.RESOURCE_EXHAUSTED, "body_too_large"),
     UnsupportedMediaType: Outcome(415, StatusCode.INVALID_ARGUMENT, "unsupported_media_type"),
+    RateLimited: Outcome(429, StatusCode.RESOURCE_EXHAUSTED, "rate_limited"),
     QueueFull: Outcome(503, StatusCode.RESOURCE_EXHAUSTED, "queue_full"),
     NotReady: Outcome(503, StatusCode.UNAVAILABLE, "not_ready"),
     FeaturesUnavailable: Outcome(503, StatusCode.UNAVAILABLE, "features_unavailable"),

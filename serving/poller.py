@@ -1,7 +1,8 @@
 """Asks the registry what each served model aspires to, again and again.
 
 On an error the last aspiration stays, the poller backs off, and the error is counted and shown. The registry's client
-blocks, so every call runs in a thread; one that hangs delays only its own model.
+blocks, so every call runs in a thread; one that hangs delays only its own model. A webhook wakes the poller, which then
+looks at once, but never twice within a second.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from serving.threads import in_thread
 log = logging.getLogger("headway.registry")
 #: Longer than the registry's own patience: what is left then is a connection that drips.
 DEADLINE_SECONDS = 30.0
+#: Seconds between the beginnings of two polls that a wake asks for.
+LEAST_GAP = 1.0
 
 
 class VersionSource(Protocol):
@@ -45,10 +48,11 @@ class Poller:
         period: float,
         counted: Callable[[str, bool], None],
         recall: Callable[[], ModelVersion | None] = lambda: None,
+        least_gap: float = LEAST_GAP,
     ) -> None:
         """`recall` gives the version that served last; it blocks, and is asked if the registry is down at start."""
         self._source, self._policy, self._manager, self._period = source, policy, manager, period
-        self._counted, self._recall = counted, recall
+        self._counted, self._recall, self._least_gap = counted, recall, least_gap
         self._failures = 0
         self._asking: asyncio.Task[Catalogue] | None = None
         self._wake = asyncio.Event()
@@ -59,18 +63,32 @@ class Poller:
         """Seconds since the registry last answered, or since the start."""
         return time.monotonic() - self._answered_at
 
+    @property
+    def registered(self) -> str:
+        """The name of the registered model that is asked about."""
+        return self._policy.name
+
     def wake(self) -> None:
-        """Look at once instead of at the end of the period."""
+        """Look soon instead of at the end of the period or back-off; any number of calls ask for one look."""
         self._wake.set()
 
     async def run(self) -> None:
         """Polls until cancelled, with a jitter of a tenth so that many pods do not ask in step."""
+        loop = asyncio.get_running_loop()
         while True:
-            await self.poll()
-            delay = self._period if not self._failures else max(self._period, backoff(self._failures))
+            # Cleared before the question: whoever wakes while it is being asked wants another answer.
             self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.9, 1.1))  # noqa: S311
+            began = loop.time()
+            await self.poll()
+            await self._rest(began)
+
+    async def _rest(self, began: float) -> None:
+        """Waits for the end of the period, or for a wake and what is left of the least gap since `began`."""
+        loop = asyncio.get_running_loop()
+        delay = self._period if not self._failures else max(self._period, backoff(self._failures))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.9, 1.1))  # noqa: S311
+            await asyncio.sleep(min(self._least_gap, delay) - (loop.time() - began))
 
     async def poll(self) -> None:
         """One look at the registry."""

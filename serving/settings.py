@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from registry.errors import InvalidReference
 from registry.policies import parse_reference, selector
@@ -69,6 +69,7 @@ class Registry(_Group):
     pinned_poll_seconds: float = Field(60.0, gt=0)
     cache_dir: str | None = None
     cache_bytes: int = Field(10 * 2**30, ge=0)
+    webhook_secret: SecretStr | None = Field(None, min_length=8)
 
 
 class Features(_Group):

@@ -1,5 +1,6 @@
 """The documentation cannot drift: settings, variables, metrics, routes, links and versions are compared with the code."""
 
+import argparse
 import configparser
 import json
 import re
@@ -14,13 +15,17 @@ from pydantic.fields import FieldInfo
 
 from monitoring.metrics import Metrics
 from registry.versions import CONFIGURING
-from serving.cli import _parser, settings_from
+from serving.cli import parser
+from serving.commands import VERBS
+from serving.commands.base import Verb
+from serving.commands.serve import settings_from
 from serving.configuration import Configuration, ModelOptions, resolve
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
 from serving.lifecycle import State
 from serving.settings import PREFIX, ModelEntry, Served, Settings, load_settings
 from serving.transport.http import Http
+from serving.transport.webhook import OUTCOMES, Webhook
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -97,7 +102,7 @@ def expected_settings() -> dict[str, tuple[str, str]]:
 
 
 def test_the_changelog_and_the_package_have_the_same_version() -> None:
-    """The top entry of CHANGELOG.md is the version in setup.cfg."""
+    """The newest release in CHANGELOG.md is the version in setup.cfg; what is not released yet stands above it."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     top = re.search(r"^## \[(\d[^\]]*)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
@@ -152,11 +157,38 @@ def test_the_example_environment_changes_nothing() -> None:
 def test_the_flags_of_the_page_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     """docs/configuration.md names every flag of `headway serve`, and none that does not exist."""
     with pytest.raises(SystemExit):
-        _parser().parse_args(["serve", "--help"])
+        parser().parse_args(["serve", "--help"])
     real = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
     named = {flag for cells in rows("configuration.md", "`--") for flag in re.findall(r"--[a-z-]+", cells[0])}
     assert named == real
-    assert settings_from(_parser().parse_args(["serve", "--model-uri", "models:/fraud@champion"]), {}).models
+    assert settings_from(parser().parse_args(["serve", "--model-uri", "models:/fraud@champion"]), {}).models
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_verb_has_help_and_is_documented(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/commands.md has a heading for each verb and names its flags; --help exits 0 and names them too."""
+    own = argparse.ArgumentParser()
+    verb.flags(own)
+    with pytest.raises(SystemExit) as exit:
+        parser().parse_args([verb.name, "--help"])
+    assert exit.value.code == 0
+    assert verb.help in " ".join(capsys.readouterr().out.split())
+    section = (
+        (DOCS / "commands.md").read_text("utf-8").partition(f"\n## `headway {verb.name}`\n")[2].partition("\n## ")[0]
+    )
+    assert section
+    named = set(re.findall(r"--[a-z][a-z-]*", section))
+    assert named == flags_of(own) or "configuration.md#flags" in section
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Every flag of a parser and of the actions below it."""
+    found = set()
+    for action in parser._actions:
+        found |= {flag for flag in action.option_strings if flag.startswith("--")} - {"--help"}
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {flag for below in action.choices.values() for flag in flags_of(below)}
+    return found
 
 
 def metrics_of(registry: CollectorRegistry) -> Metrics:
@@ -179,6 +211,8 @@ def test_every_reason_and_state_is_documented() -> None:
     text = (DOCS / "metrics.md").read_text("utf-8")
     listed = text.partition("`error_type` is\none of")[2].strip().partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", listed)) == set(REASONS)
+    outcomes = next(cells[3] for cells in rows("metrics.md", "`headway_webhooks_total`"))
+    assert set(re.findall(r"`([a-z]+)`", outcomes)) == set(OUTCOMES)
     states = set(re.findall(r"\b[A-Z]{5,}\b", text.partition("`state` is one of")[2].partition("`error_type`")[0]))
     assert states == {state.value for state in State} - {State.NEW.value}
 
@@ -205,7 +239,8 @@ async def test_every_route_is_documented_and_exists() -> None:
     async def no_app(*_: Any) -> None:
         raise AssertionError("only CloudEvents go to KServe's app")
 
-    http = Http(DataPlane({}, metrics), metrics, no_app, 1, metrics.exposition)
+    webhook = Webhook("a secret", lambda name: 0, lambda outcome: None)
+    http = Http(DataPlane({}, metrics), metrics, no_app, 1, metrics.exposition, webhook)
     unused = {(verb, pattern.pattern) for verb, pattern, _ in http._routes}
     for verb, path in documented_routes():
         try:

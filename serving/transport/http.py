@@ -24,6 +24,7 @@ from serving.errors import (
     NotFound,
     NotOffered,
     QueueFull,
+    RateLimited,
     ServingError,
     UnsupportedMediaType,
     outcome_of,
@@ -60,13 +61,15 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self._receive, self._limit = receive, limit
+        self._receive, self._limit, self._limited_by = receive, limit, "server.max_body_bytes"
         self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if 0 < len(given) <= LONGEST_ID and given.isprintable() else uuid.uuid4().hex
 
-    async def body(self) -> bytes:
-        """The whole body. Raises BodyTooLarge as soon as it is known to be too long."""
+    async def body(self, limit: int | None = None) -> bytes:
+        """The whole body. Raises BodyTooLarge as soon as it is known to be too long; a route may take less."""
+        if limit is not None and limit < self._limit:
+            self._limit, self._limited_by = limit, "this route takes"
         length = self.headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:19]) > self._limit:
             raise BodyTooLarge(self._too_large())
@@ -104,7 +107,7 @@ class Exchange:
                     await self._next()
 
     def _too_large(self) -> str:
-        return f"The body is longer than server.max_body_bytes ({self._limit})."
+        return f"The body is longer than {self._limited_by} ({self._limit})."
 
     def check_media_type(self) -> None:
         """Raises UnsupportedMediaType unless the content type is absent, JSON or octet-stream."""
@@ -129,14 +132,20 @@ Handler = Callable[[Exchange, dict[str, str]], Awaitable[Response]]
 
 
 class Http:
-    """The ASGI application. `kserve_app` answers CloudEvents only."""
+    """The ASGI application. `kserve_app` answers CloudEvents only; without a `webhook` its route does not exist."""
 
     def __init__(
-        self, plane: DataPlane, metrics: Metrics, kserve_app: App, max_body_bytes: int, exposition: Callable[[], bytes]
+        self,
+        plane: DataPlane,
+        metrics: Metrics,
+        kserve_app: App,
+        max_body_bytes: int,
+        exposition: Callable[[], bytes],
+        webhook: Handler | None = None,
     ) -> None:
         self._plane, self._metrics, self._kserve_app = plane, metrics, kserve_app
         self._limit, self._exposition = max_body_bytes, exposition
-        self._routes = self._table()
+        self._routes = self._table(webhook)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; nothing a client sends makes it raise."""
@@ -202,7 +211,7 @@ class Http:
             await exchange.discard()
             await send({"type": "http.response.body"})
 
-    def _table(self) -> list[tuple[str, re.Pattern[str], Handler]]:
+    def _table(self, webhook: Handler | None) -> list[tuple[str, re.Pattern[str], Handler]]:
         model = "(?P<model>[^/:]+)"
         versioned = f"{model}(?:/versions/(?P<version>[^/:]+))?"
         routes: list[tuple[str, str, Handler]] = [
@@ -223,6 +232,8 @@ class Http:
             ("POST", f"/v2/models/{versioned}/infer", self._infer),
             ("POST", f"/v2/repository/models/{model}/(?:load|unload)", self._refuse),
         ]
+        if webhook is not None:
+            routes.append(("POST", "/webhooks/mlflow", webhook))
         return [(verb, re.compile(pattern), handler) for verb, pattern, handler in routes]
 
     async def _predict(self, exchange: Exchange, parts: dict[str, str]) -> Response:
@@ -298,7 +309,7 @@ def _answered(reply: Reply[bytes]) -> Response:
 def error_response(error: Exception) -> Response:
     """The contract's error body and status for any exception."""
     headers = [JSON]
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFull | RateLimited):
         headers.append((b"retry-after", str(error.retry_after).encode()))
     return Response(outcome_of(error).http, dumps({"error": public_text(error)}), headers)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from serving.cli import main, settings_from
+from serving.cli import main
+from serving.commands.serve import settings_from
 from serving.settings import Settings, SettingsError
 from tests.servers import ROOT, free_port
 

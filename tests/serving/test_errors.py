@@ -12,7 +12,7 @@ import monitoring
 import registry
 import serving
 from features.errors import FeaturesUnavailable, InvalidFeatures, UnknownEntity
-from registry.errors import InvalidModel, RegistryUnavailable
+from registry.errors import InvalidModel, RegistryUnavailable, UntrustedDelivery
 from serving.errors import (
     FIXED,
     REASONS,
@@ -27,6 +27,7 @@ from serving.errors import (
     NotOffered,
     NotReady,
     QueueFull,
+    RateLimited,
     UnsupportedMediaType,
     outcome_of,
     public_text,
@@ -34,7 +35,7 @@ from serving.errors import (
 
 SECRET = "a value of the request"
 #: Raised before a server listens, or by a bug: they end a command, never a request.
-NEVER_SEEN_BY_A_REQUEST = {"SettingsError", "PortInUse", "IllegalTransition"}
+NEVER_SEEN_BY_A_REQUEST = {"SettingsError", "PortInUse", "IllegalTransition", "CommandFailed"}
 
 
 def error_classes() -> Iterator[type[Exception]]:
@@ -59,6 +60,8 @@ def test_every_error_class_has_a_row_of_its_own_or_of_its_family(cls: type[Excep
     [
         (BadRequest(SECRET), 400, StatusCode.INVALID_ARGUMENT),
         (UnknownEntity(SECRET), 400, StatusCode.INVALID_ARGUMENT),
+        (UntrustedDelivery(SECRET), 401, StatusCode.UNAUTHENTICATED),
+        (RateLimited(SECRET, 1), 429, StatusCode.RESOURCE_EXHAUSTED),
         (Forbidden(SECRET), 403, StatusCode.PERMISSION_DENIED),
         (NotFound(SECRET), 404, StatusCode.NOT_FOUND),
         (MethodNotAllowed(SECRET), 405, StatusCode.UNIMPLEMENTED),

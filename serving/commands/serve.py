@@ -1,0 +1,79 @@
+"""`headway serve`: flags become settings before kserve is imported, because kserve parses `sys.argv` at import."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.commands.base import CommandFailed, Verb
+from serving.settings import Settings, SettingsError, load_settings, model_from_words
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal. Raises SettingsError, or CommandFailed if a port is taken."""
+    settings = settings_from(args, os.environ)
+    sys.argv = sys.argv[:1]
+    from serving.app import serve
+    from serving.server import PortInUse
+
+    try:
+        code = serve(settings)
+    except PortInUse as error:
+        raise CommandFailed(str(error)) from error
+    _leave(code)
+    return code
+
+
+def _leave(code: int, patience: float = 1.0) -> None:
+    """Ends the process at once if a model or the registry's client hangs in a thread: Python would wait for it."""
+    until = time.monotonic() + patience
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("headway-")]
+    for thread in ours:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in ours):
+        logging.shutdown()
+        os._exit(code)
+
+
+def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """Settings from flags, environment and file. Any of the model words makes the file's `models` void."""
+    flags: dict[str, Any] = {"server": {}, "defaults": {}}
+    for flag in ("host", "port", "grpc_port", "workers"):
+        if getattr(args, flag) is not None:
+            flags["server"][flag] = getattr(args, flag)
+    if args.allow_pickle:
+        flags["defaults"]["allow_pickle"] = True
+    entry = model_from_words(
+        args.model_uri or environ.get("MODEL_URI") or None,
+        args.model_name or environ.get("MODEL_NAME") or None,
+        args.model_version or environ.get("MODEL_VERSION") or None,
+    )
+    if entry is not None:
+        flags["models"] = [entry]
+    settings = load_settings(flags, environ, args.config)
+    if not settings.models:
+        raise SettingsError("no model is named: use --model-uri models:/NAME@alias, or `models` in --config")
+    return settings
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the contract."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="headway.yaml")
+    parser.add_argument("--model-uri", metavar="URI", help="models:/NAME/3, /Production, /latest or models:/NAME@alias")
+    parser.add_argument("--model-name", metavar="NAME", help="the served name; without --model-uri the registered name")
+    parser.add_argument("--model-version", metavar="V", help="a number, latest, a stage, or an alias")
+    parser.add_argument("--host", help="interface to listen on (0.0.0.0)")
+    parser.add_argument("--port", type=int, help="HTTP port (8080)")
+    parser.add_argument("--grpc-port", type=int, help="gRPC port (8081)")
+    parser.add_argument("--workers", type=int, metavar="N", help="not built yet; one process")
+    parser.add_argument("--allow-pickle", action="store_true", help="load pickle and cloudpickle, which run code")
+
+
+VERB = Verb("serve", "serve models of the registry over V1, V2 and gRPC", add_flags, run)

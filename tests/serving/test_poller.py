@@ -1,0 +1,122 @@
+"""When the poller looks: at the end of its period, or when it is woken, and how often at most."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+
+from registry.errors import RegistryUnavailable
+from registry.policies import Catalogue, FollowAlias, Policy
+from registry.versions import ModelVersion
+from serving.lifecycle import State
+from serving.loading import Loaded
+from serving.manager import ModelManager
+from serving.poller import Poller
+
+GAP = 0.05
+FOREVER = 3600.0
+
+
+class Registry:
+    """Answers when it is let, and counts the questions."""
+
+    def __init__(self) -> None:
+        self.asked, self.down = 0, False
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def catalogue(self, policy: Policy) -> Catalogue:
+        self.asked += 1
+        assert self.may_answer.wait(10)
+        if self.down:
+            raise RegistryUnavailable("down")
+        return (ModelVersion(policy.name, str(self.asked), aliases=("champion",)),)
+
+
+class Idle:
+    """Loader and watcher of a manager that is told what to aspire to, and never run."""
+
+    def load(self, version: ModelVersion) -> Loaded:
+        raise NotImplementedError
+
+    def state_changed(self, model: str, version: str, state: State) -> None: ...
+
+    def gone(self, model: str, version: str) -> None: ...
+
+    def batch(self, model: str, version: str, requests: int, rows: int, seconds: float) -> None: ...
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def polling(registry: Registry, gap: float = GAP, period: float = FOREVER) -> AsyncIterator[Poller]:
+    """A poller that has asked once, and been answered."""
+    policy = FollowAlias("fraud", "champion")
+    manager = ModelManager("fraud", policy.uri, Idle(), Idle())
+    answers: list[bool] = []
+    poller = Poller(registry, policy, manager, period, lambda name, ok: answers.append(ok), least_gap=gap)
+    task = asyncio.create_task(poller.run())
+    try:
+        await until(lambda: len(answers) > 0)
+        yield poller
+    finally:
+        registry.may_answer.set()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_wake_ends_the_period() -> None:
+    """However long that is."""
+    registry = Registry()
+    async with polling(registry) as poller:
+        poller.wake()
+        await until(lambda: registry.asked == 2)
+
+
+async def test_a_wake_while_the_registry_is_being_asked_is_not_lost() -> None:
+    """What it answers may be older than the wake, so it is asked once more; a thousand wakes ask no oftener."""
+    registry = Registry()
+    async with polling(registry) as poller:
+        registry.may_answer.clear()
+        poller.wake()
+        await until(lambda: registry.asked == 2)
+        for _ in range(1000):
+            poller.wake()
+        registry.may_answer.set()
+        await until(lambda: registry.asked == 3)
+        await asyncio.sleep(5 * GAP)
+        assert registry.asked == 3
+
+
+async def test_wakes_never_ask_again_within_the_least_gap() -> None:
+    """Under a flood the registry hears one question per gap."""
+    registry = Registry()
+    async with polling(registry, gap=FOREVER) as poller:
+        for _ in range(20):
+            poller.wake()
+            await asyncio.sleep(0.005)
+        assert registry.asked == 1
+
+
+async def test_a_flood_of_wakes_does_not_put_off_the_period() -> None:
+    """A period that is shorter than the least gap stays as it is."""
+    registry = Registry()
+    async with polling(registry, gap=FOREVER, period=GAP) as poller:
+        for _ in range(2):
+            seen = registry.asked
+            poller.wake()
+            await until(lambda seen=seen: registry.asked > seen)  # type: ignore[misc]
+
+
+async def test_a_wake_cuts_a_back_off_short() -> None:
+    """A registry that is there again need not wait to be found."""
+    registry = Registry()
+    registry.down = True
+    async with polling(registry) as poller:
+        registry.down = False
+        poller.wake()
+        await until(lambda: registry.asked == 2)
