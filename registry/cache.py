@@ -74,9 +74,9 @@ class ArtifactCache:
     def __init__(self, root: Path, max_bytes: int, registry: str, download: Download) -> None:
         self.root, self._most, self._registry, self._download = root, max_bytes, registry, download
         self._trees, self._versions, self._good = root / "trees", root / "versions", root / "good"
-        self._downloads = root / "downloads"
+        self.downloads = root / "downloads"
         with contextlib.suppress(OSError):  # a read-only one may hold all that is needed
-            for folder in (self._trees, self._versions, self._good, self._downloads):
+            for folder in (self._trees, self._versions, self._good, self.downloads):
                 folder.mkdir(parents=True, exist_ok=True)
 
     # -- one version ----------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class ArtifactCache:
 
     def _download_into_place(self, key: str, version: ModelVersion) -> Artifact:
         self._sweep(key)
-        aside = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self._downloads))
+        aside = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.downloads))
         try:
             began = time.monotonic()
             with _progress(aside, version.uri):
@@ -221,6 +221,42 @@ class ArtifactCache:
                 bad.append(record)
         return bad
 
+    @contextlib.contextmanager
+    def holding(self, sum_: str) -> Iterator[Path | None]:
+        """A tree that nobody removes meanwhile, or None if it is gone."""
+        lock = Lock.take(self._trees / sum_, shared=True)
+        try:
+            yield self._trees / sum_ if lock else None
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def record_path(self, key: str) -> Path:
+        """The file of a version's record."""
+        return self._versions / key
+
+    def notes(self) -> list[Path]:
+        """The files that note which version served a reference last."""
+        return sorted(path for path in self._good.glob("*") if not path.name.startswith("."))
+
+    def adopt(self, record: Path, trees: Path) -> Record:
+        """Takes over a record and its tree from another cache. Raises CacheError if the files are not what it says."""
+        found = _parse(record)
+        if found is None:
+            raise CacheError(f"the backup's record {record.name} cannot be read")
+        if not (self._trees / found.digest).is_dir():
+            brought = trees / found.digest
+            if not brought.is_dir() or digest(brought)[0] != found.digest:
+                raise CacheError(f"the backup's files of {found.uri} are not what their digest says")
+            self._place(brought, found.digest).release()
+        shutil.move(record, self._versions / record.name)
+        return found
+
+    def adopt_note(self, note: Path) -> None:
+        """Takes over what served last on another machine, unless this one has its own memory."""
+        if not (self._good / note.name).exists():
+            shutil.move(note, self._good / note.name)
+
     def _discard(self, sum_: str) -> bool:
         """Removes a tree that nobody holds, and the records that point to it."""
         lock = Lock.take(self._trees / sum_, shared=False, wait=False)
@@ -230,7 +266,7 @@ class ArtifactCache:
             for record in self.records():
                 if record.digest == sum_:
                     (self._versions / record.key).unlink(missing_ok=True)
-            grave = self._downloads / f"{sum_}.removed"
+            grave = self.downloads / f"{sum_}.removed"
             shutil.rmtree(grave, ignore_errors=True)
             (self._trees / sum_).rename(grave)  # gone in one step, whatever happens to us next
             shutil.rmtree(grave, ignore_errors=True)
@@ -243,14 +279,14 @@ class ArtifactCache:
 
     def _sweep(self, key: str) -> None:
         """Removes what killed downloads of this key left. Its lock is held: nobody else is at it."""
-        for left in [*self._downloads.glob(f"{key}.*"), *self._downloads.glob("*.removed")]:
+        for left in [*self.downloads.glob(f"{key}.*"), *self.downloads.glob("*.removed")]:
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """One process and thread at a time downloads a key; the others wait, and then find it."""
-        path = self._downloads / f"{key}.lock"
+        path = self.downloads / f"{key}.lock"
         path.touch()
         lock = Lock.take(path, shared=False)
         try:
@@ -263,15 +299,7 @@ class ArtifactCache:
         return hashlib.sha256("\n".join((self._registry, *parts)).encode()).hexdigest()[:32]
 
     def _record(self, key: str) -> Record | None:
-        path = self._versions / key
-        body = _read(path)
-        if body is None:
-            return None
-        with contextlib.suppress(OSError, KeyError, TypeError):
-            if _DIGEST.fullmatch(body["digest"]):  # it becomes a path
-                used = path.stat().st_mtime_ns / 1e9
-                return Record(key, body["uri"], body["digest"], body["size"], used, body["registry"])
-        return None
+        return _parse(self._versions / key)
 
     def _write(self, path: Path, body: dict[str, Any]) -> None:
         """Whole or not at all, also for who reads at this moment."""
@@ -298,6 +326,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return body if isinstance(body, dict) else None
+
+
+def _parse(path: Path) -> Record | None:
+    body = _read(path)
+    with contextlib.suppress(OSError, KeyError, TypeError):
+        if body is not None and _DIGEST.fullmatch(body["digest"]):  # it becomes a path
+            used = path.stat().st_mtime_ns / 1e9
+            return Record(path.name, str(body["uri"]), body["digest"], int(body["size"]), used, str(body["registry"]))
+    return None
 
 
 def _cache_error(error: OSError, version: ModelVersion) -> CacheError:

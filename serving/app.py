@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -31,7 +30,7 @@ from serving.manager import ModelManager
 from serving.model import RegistryModel
 from serving.poller import Poller
 from serving.server import Address, HeadwayServer, check_port, kserve_app
-from serving.settings import ModelEntry, Settings
+from serving.settings import ModelEntry, Settings, cache_folder
 from serving.transport.http import Http
 from serving.transport.webhook import Webhook
 
@@ -79,7 +78,7 @@ async def _serve(settings: Settings) -> int:
     metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State])
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
-    cache = ArtifactCache(cache_dir(settings), settings.registry.cache_bytes, registry.identity, registry.download)
+    cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)
     features = _features(settings.features.repo_path)
     managers = {entry.name: _manager(entry, settings, cache, features, recorder) for entry in settings.models}
     pollers = {
@@ -179,19 +178,19 @@ async def _together(*work: Coroutine[Any, Any, None]) -> None:
             group.create_task(coroutine)
 
 
-def cache_dir(settings: Settings) -> Path:
-    """The folder of the artifact cache: the setting, else the user's own cache, else a folder that lasts as long as
-    this process (a container without a home)."""
-    if settings.registry.cache_dir is not None:
-        return Path(settings.registry.cache_dir)
-    own = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "headway"
-    with contextlib.suppress(OSError):
-        own.mkdir(parents=True, exist_ok=True)
-        if os.access(own, os.W_OK):
-            return own
-    passing = tempfile.mkdtemp(prefix="headway-")
-    log.warning("registry.cache_dir is not set and there is no home: nothing is kept over a restart")
-    return Path(passing)
+def _cache_folder(settings: Settings) -> Path:
+    """The folder of the artifact cache. A container without a home gets one that lasts as long as this process."""
+    folder = cache_folder(settings, os.environ)
+    if settings.registry.cache_dir is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            log.warning("registry.cache_dir is not set and there is no home: nothing is kept over a restart")
+            return Path(tempfile.mkdtemp(prefix="headway-"))
+    return folder
 
 
 def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:

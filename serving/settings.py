@@ -138,6 +138,13 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], file: Pa
     return settings
 
 
+def cache_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """Where artifacts are kept: the setting, else the user's own cache folder."""
+    if settings.registry.cache_dir is not None:
+        return Path(settings.registry.cache_dir)
+    return Path(environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "headway"
+
+
 def model_from_words(uri: str | None, name: str | None, version: str | None) -> dict[str, Any] | None:
     """The one `models` entry that `--model-uri`, `--model-name` and `--model-version` mean, or None without them."""
     if uri is not None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import serve, webhook
+from serving.commands import cache, serve, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
     serve.VERB,
     webhook.VERB,
+    cache.VERB,
 )
