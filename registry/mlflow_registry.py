@@ -105,8 +105,8 @@ class MlflowRegistry:
     def download(self, version: ModelVersion, into: Path) -> None:
         """Puts the version's files in the empty folder `into`. Raises InvalidModel, or OSError if the disk is full."""
         try:
-            if version.exact.startswith(("models:", "runs:")) or not version.exact:
-                download_artifacts(artifact_uri=version.uri, dst_path=str(into))
+            if version.uri.startswith(("models:", "runs:")):
+                _lift(Path(download_artifacts(artifact_uri=version.uri, dst_path=str(into))), into)
             else:
                 shutil.copytree(_path(version.exact), into, symlinks=True, dirs_exist_ok=True)
         except OSError:
@@ -115,6 +115,8 @@ class MlflowRegistry:
             if "No space left" in str(error):  # the client wraps it in an error that has only the words
                 raise OSError(errno.ENOSPC, "No space left on device") from error
             raise InvalidModel(f"the files of {version.uri} could not be downloaded: {cause_of(error)}") from error
+        if not (into / "MLmodel").is_file():
+            raise InvalidModel(f"{version.uri} has no MLmodel file")
 
     def _ask(self, policy: Policy) -> Catalogue:
         client = self._client
@@ -170,6 +172,14 @@ def _version(found: MlflowVersion, aliases: Mapping[str, Any] | None = None) -> 
 def _with_alias(found: MlflowVersion, alias: str) -> ModelVersion:
     """The store answers by alias, but not every store lists the alias on the version that it returns."""
     return _version(found, {alias: found.version, **dict.fromkeys(found.aliases or (), found.version)})
+
+
+def _lift(found: Path, into: Path) -> None:
+    """A run's artifact arrives in a folder of its own name below the one that was asked for."""
+    if found.resolve() != into.resolve():
+        for path in list(found.iterdir()):
+            path.rename(into / path.name)
+        found.rmdir()
 
 
 def _folder(uri: str) -> ModelVersion:

@@ -62,12 +62,12 @@ def copy_registry(trained: Path, home: Path) -> Path:
 
 
 @contextlib.contextmanager
-def start_mlflow(home: Path, port: int | None = None, **extra: str) -> Iterator[MlflowServer]:
+def start_mlflow(home: Path, port: int | None = None, *flags: str, **extra: str) -> Iterator[MlflowServer]:
     """A tracking server whose SQLite file and artifacts lie in `home`; `extra` is environment."""
     port = port or free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"),
+        "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"), *flags,
     ]  # fmt: skip
     environ = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **extra}
     environ.pop("COVERAGE_PROCESS_START", None)
