@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import serve, webhook
+from serving.commands import models, promote, serve, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
     serve.VERB,
+    models.VERB,
+    promote.PROMOTE,
+    promote.ROLLBACK,
     webhook.VERB,
 )
