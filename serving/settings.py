@@ -18,6 +18,7 @@ from registry.errors import InvalidReference
 from registry.policies import parse_reference, selector
 
 PREFIX = "HEADWAY_"
+SHORTEST_SECRET = 8
 
 
 class SettingsError(ValueError):
@@ -28,6 +29,12 @@ def _not_built(value: Any) -> Any:
     if value not in (None, False, 1):
         raise ValueError("is not built yet; leave it out")
     return value
+
+
+def _long_enough(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None and len(secret.get_secret_value()) < SHORTEST_SECRET:
+        raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
+    return secret
 
 
 class _Group(BaseModel):
@@ -66,7 +73,7 @@ class Registry(_Group):
     registry_uri: str | None = None
     poll_seconds: float = Field(10.0, gt=0)
     pinned_poll_seconds: float = Field(60.0, gt=0)
-    webhook_secret: SecretStr | None = Field(None, min_length=8)
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_long_enough)] = None
 
 
 class Features(_Group):

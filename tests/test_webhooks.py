@@ -151,12 +151,26 @@ def test_what_mlflow_refuses_is_explained(shared: MlflowServer, command: Callabl
         assert names in refused.stderr
 
 
+def test_a_secret_that_mlflow_cannot_read_any_more_is_explained(
+    trained: Path, tmp_path: Path, command: Callable[..., Ended]
+) -> None:
+    """MLflow answers a bare 500 after a restart without a fixed key; the sentence names the key."""
+    copy_registry(trained, tmp_path)
+    allowed = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    with start_mlflow(tmp_path, **allowed) as server:
+        assert command(server, "register", "--url", "http://127.0.0.1:9/webhooks/mlflow").returncode == 0
+    with start_mlflow(tmp_path, **allowed) as server:
+        failed = command(server, "list")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" in failed.stderr
+
+
 def test_a_command_that_cannot_ask_says_so(command: Callable[..., Ended]) -> None:
     """No registry named: 2. No secret: 2. Nobody there: 1. Never a trace."""
     nobody = MlflowServer(f"http://127.0.0.1:{free_port()}")
     for mlflow, words, secret, code, says in (
         (MlflowServer(""), ("list",), SECRET, 2, "MLFLOW_TRACKING_URI"),
-        (nobody, ("register", "--url", "https://x/webhooks/mlflow"), "short", 2, "registry.webhook_secret"),
+        (nobody, ("register", "--url", "https://x/webhooks/mlflow"), "short", 2, "at least 8 characters"),
         (nobody, ("list",), SECRET, 1, "connection refused"),
     ):
         failed = command(mlflow, *words, secret=secret)
