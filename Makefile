@@ -1,6 +1,6 @@
 # An index of commands; each works without make.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test unit lint format types imports serve clean
+.PHONY: soak help setup quickstart test unit lint format types imports serve clean
 
 PYTHON := .venv/bin/python
 
@@ -18,6 +18,9 @@ test: ## lint, types, import contracts, and all tests with coverage
 
 unit: ## the tests that start no process
 	$(PYTHON) -m pytest -m 'not e2e'
+
+soak: ## two hundred promotions under load (two minutes); SOAK_SWAPS=1000 for more
+	$(PYTHON) -m pytest -m slow -s tests/test_soak.py
 
 lint: ## ruff: rules and format
 	$(PYTHON) -m ruff check .

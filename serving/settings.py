@@ -18,6 +18,7 @@ from registry.errors import InvalidReference
 from registry.policies import parse_reference, selector
 
 PREFIX = "HEADWAY_"
+SHORTEST_SECRET = 8
 
 
 class SettingsError(ValueError):
@@ -28,6 +29,12 @@ def _not_built(value: Any) -> Any:
     if value is True or value not in (None, False, 1):  # True equals 1, and one worker is what there is
         raise ValueError("is not built yet; leave it out")
     return value
+
+
+def _long_enough(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None and len(secret.get_secret_value()) < SHORTEST_SECRET:
+        raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
+    return secret
 
 
 class _Group(BaseModel):
@@ -69,7 +76,7 @@ class Registry(_Group):
     pinned_poll_seconds: float = Field(60.0, gt=0)
     cache_dir: str | None = None
     cache_bytes: int = Field(10 * 2**30, ge=0)
-    webhook_secret: SecretStr | None = Field(None, min_length=8)
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_long_enough)] = None
 
 
 class Features(_Group):

@@ -35,6 +35,7 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
         "ready": current is not None,
         "state": leading.state if leading else State.NEW,
         "uri": manager.uri,
+        "aspired": [version.version for version in manager.aspired],
         "alias": _alias(manager, current),
         "stage": facts.stage if facts else None,
         "run_id": facts.run_id if facts else None,

@@ -1,17 +1,16 @@
 """MLflow's own deliveries, from a real tracking server to a real server that would not look by itself for an hour."""
 
 import base64
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
 
+from serving.cli import main
 from tests.models import columns, linear, register, skops
-from tests.servers import ROOT, MlflowServer, Server, copy_registry, free_port, start_mlflow
+from tests.servers import MlflowServer, Server, copy_registry, free_port, start_mlflow
 
 pytestmark = pytest.mark.e2e
 MODEL = "predictive_maintenance"
@@ -33,12 +32,28 @@ def delivering(trained: Path, tmp_path: Path) -> Iterator[MlflowServer]:
         yield server
 
 
-def command(mlflow: MlflowServer, *words: str, secret: str = SECRET) -> subprocess.CompletedProcess[str]:
+@dataclass
+class Ended:
+    """What a command said, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Runs `headway webhook …` to its end."""
-    environ = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.uri, "HEADWAY_REGISTRY__WEBHOOK_SECRET": secret}
-    return subprocess.run(
-        [sys.executable, "-m", "serving.cli", "webhook", *words], env=environ, cwd=ROOT, capture_output=True, text=True
-    )
+
+    def run(mlflow: MlflowServer, *words: str, secret: str = SECRET) -> Ended:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        monkeypatch.setenv("HEADWAY_REGISTRY__TRACKING_URI", mlflow.uri)
+        monkeypatch.setenv("HEADWAY_REGISTRY__WEBHOOK_SECRET", secret)
+        capfd.readouterr()
+        code = main(["webhook", *words])
+        return Ended(code, *capfd.readouterr())
+
+    return run
 
 
 def delivered(server: Server, outcome: str) -> float:
@@ -46,7 +61,7 @@ def delivered(server: Server, outcome: str) -> float:
 
 
 def test_a_moved_alias_and_a_changed_tag_are_seen_without_a_poll(
-    delivering: MlflowServer, headway: Callable[..., Server]
+    delivering: MlflowServer, headway: Callable[..., Server], command: Callable[..., Ended]
 ) -> None:
     """Registered, tested, obeyed, updated and removed; the secret is in no log."""
     server = headway("--model-uri", f"models:/{MODEL}@champion", MLFLOW_TRACKING_URI=delivering.uri,
@@ -82,7 +97,9 @@ def test_a_moved_alias_and_a_changed_tag_are_seen_without_a_poll(
     assert SECRET not in server.log.read_text() + made.stdout + made.stderr
 
 
-def test_an_event_wakes_only_the_model_that_it_names(delivering: MlflowServer, headway: Callable[..., Server]) -> None:
+def test_an_event_wakes_only_the_model_that_it_names(
+    delivering: MlflowServer, headway: Callable[..., Server], command: Callable[..., Ended]
+) -> None:
     """One that names another registered model changes no poll, whoever sent it."""
     server = headway("--model-uri", f"models:/{MODEL}/1", MLFLOW_TRACKING_URI=delivering.uri,
                      HEADWAY_REGISTRY__WEBHOOK_SECRET=SECRET, **HOUR)  # fmt: skip
@@ -121,7 +138,7 @@ def test_without_a_secret_there_is_no_such_route(shared: MlflowServer, headway: 
         assert requests.request(method, f"{server.base}/webhooks/mlflow", json={}, timeout=10).status_code == 404
 
 
-def test_what_mlflow_refuses_is_explained(shared: MlflowServer) -> None:
+def test_what_mlflow_refuses_is_explained(shared: MlflowServer, command: Callable[..., Ended]) -> None:
     """A server with its defaults takes neither http nor private addresses: the sentence names what allows them."""
     for url, names in (
         ("http://127.0.0.1:9/webhooks/mlflow", "MLFLOW_WEBHOOK_ALLOWED_SCHEMES"),
@@ -133,12 +150,26 @@ def test_what_mlflow_refuses_is_explained(shared: MlflowServer) -> None:
         assert names in refused.stderr
 
 
-def test_a_command_that_cannot_ask_says_so() -> None:
+def test_a_secret_that_mlflow_cannot_read_any_more_is_explained(
+    trained: Path, tmp_path: Path, command: Callable[..., Ended]
+) -> None:
+    """MLflow answers a bare 500 after a restart without a fixed key; the sentence names the key."""
+    copy_registry(trained, tmp_path)
+    allowed = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    with start_mlflow(tmp_path, **allowed) as server:
+        assert command(server, "register", "--url", "http://127.0.0.1:9/webhooks/mlflow").returncode == 0
+    with start_mlflow(tmp_path, **allowed) as server:
+        failed = command(server, "list")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY" in failed.stderr
+
+
+def test_a_command_that_cannot_ask_says_so(command: Callable[..., Ended]) -> None:
     """No registry named: 2. No secret: 2. Nobody there: 1. Never a trace."""
     nobody = MlflowServer(f"http://127.0.0.1:{free_port()}")
     for mlflow, words, secret, code, says in (
         (MlflowServer(""), ("list",), SECRET, 2, "MLFLOW_TRACKING_URI"),
-        (nobody, ("register", "--url", "https://x/webhooks/mlflow"), "short", 2, "registry.webhook_secret"),
+        (nobody, ("register", "--url", "https://x/webhooks/mlflow"), "short", 2, "at least 8 characters"),
         (nobody, ("list",), SECRET, 1, "connection refused"),
     ):
         failed = command(mlflow, *words, secret=secret)

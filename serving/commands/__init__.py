@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import cache, serve, webhook
+from serving.commands import cache, models, promote, serve, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
     serve.VERB,
+    models.VERB,
+    promote.PROMOTE,
+    promote.ROLLBACK,
     webhook.VERB,
     cache.VERB,
 )
