@@ -69,6 +69,9 @@ class Metrics:
             ("model_name",),
             registry=r,
         )
+        self.staleness = Gauge(
+            "headway_registry_staleness_seconds", "Since the registry last answered", ("model_name",), registry=r
+        )
         self.polls = Counter(
             "headway_registry_polls", "Questions to the registry, by outcome", ("model_name", "outcome"), registry=r
         )

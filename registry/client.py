@@ -10,12 +10,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from registry.errors import RegistryError, RegistryRefused, RegistryUnavailable, VersionNotFound
-from registry.mlflow_registry import CAUSES, PATIENCE
+from registry.mlflow_registry import CLIENT_DEFAULTS, cause_of
 
 
 def connect(tracking_uri: str | None, registry_uri: str | None) -> MlflowClient:
     """A client of the registry; None means what MLflow's own variables say."""
-    for name, value in PATIENCE.items():
+    for name, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     return MlflowClient(tracking_uri, registry_uri)
 
@@ -39,5 +39,4 @@ def _ours(error: Exception, what: str) -> RegistryError:
     if code and code != "INTERNAL_ERROR":
         said = text.removeprefix(f"{code}: ").strip().splitlines()
         return RegistryRefused(f"MLflow refuses {what}: {said[0] if said else code}")
-    cause = next((words for fragment, words in CAUSES if fragment in text), type(error).__name__)
-    return RegistryUnavailable(f"the registry did not answer for {what}: {cause}")
+    return RegistryUnavailable(f"the registry did not answer for {what}: {cause_of(error)}")

@@ -4,6 +4,7 @@ RegistryError
 ├── InvalidReference      the user named something that is no reference
 ├── RegistryUnavailable   MLflow did not answer, or answered nonsense: keep what is aspired
 ├── VersionNotFound       MLflow answered: there is no such model, alias, stage or version
+├── CacheError            the artifact cache cannot hold or read a version: a full or read-only disk
 ├── InvalidModel          the version exists, but its files or tags cannot be used
 ├── RegistryRefused       MLflow understood what we wanted to write, and will not have it
 └── UntrustedDelivery     a webhook's delivery that MLflow did not sign, or not now
@@ -28,6 +29,10 @@ class VersionNotFound(RegistryError):
 
 class InvalidModel(RegistryError):
     """A version whose MLmodel file, signature, tags or artifacts cannot be used."""
+
+
+class CacheError(RegistryError):
+    """The folder of the artifact cache cannot be used; the text says what to do."""
 
 
 class RegistryRefused(RegistryError):

@@ -1,37 +1,43 @@
-"""The MLflow registry behind one small port: list a catalogue, fetch a version's files.
+"""The MLflow registry behind one small port: list a catalogue, download a version's files.
 
 One cheap GET per policy and poll, and which one depends on the policy: `registered-models/get` lists only the newest
-version per stage, so an alias or a number needs its own call.
+version per stage, so an alias, a number and a tag need calls of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
+import yaml
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from registry.errors import InvalidModel, RegistryError, RegistryUnavailable, VersionNotFound
-from registry.policies import Catalogue, FollowAlias, Pinned, Policy
+from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
+from registry.patience import NotAskedAgain, Patience
+from registry.policies import Catalogue, Fixed, FollowAlias, FollowTag, Pinned, Policy
 from registry.versions import ModelVersion, configuring
 
+NONSENSE = "what it says makes no sense"
 #: MLflow's own defaults retry for minutes; a serving process wants to know within seconds, and polls again anyway.
-PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+CLIENT_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-
 _FEAST_HEADERS = "feast.infra.data_sources.mlflow.auth"
 
 
@@ -59,8 +65,10 @@ with _without_feast():
 class MlflowRegistry:
     """Reads a registry over HTTP or from SQLite. Methods block: call them in a thread."""
 
-    def __init__(self, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
-        for name, value in PATIENCE.items():
+    def __init__(
+        self, tracking_uri: str | None = None, registry_uri: str | None = None, patience: Patience | None = None
+    ) -> None:
+        for name, value in CLIENT_DEFAULTS.items():
             os.environ.setdefault(name, value)
         # A download resolves `models:/…` with the process's registry, whatever it is told of the tracking server.
         if tracking_uri is not None:
@@ -68,68 +76,83 @@ class MlflowRegistry:
         if registry_uri is not None:
             mlflow.set_registry_uri(registry_uri)
         self._client = MlflowClient()
+        self._patience = patience or Patience()
+
+    @property
+    def identity(self) -> str:
+        """Which registry this is, without credentials: versions of two registries are never confused."""
+        return " ".join(_without_login(uri) for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
 
     def catalogue(self, policy: Policy) -> Catalogue:
         """The versions that the policy has to choose from.
 
         Raises VersionNotFound when MLflow says that there are none, RegistryUnavailable when it cannot be asked.
         """
-        return _asking(lambda: self._ask(policy), policy.uri)
-
-    def fetch(self, version: ModelVersion, into: Path) -> Path:
-        """Downloads the version's files below `into`, which must be empty, and returns their folder."""
+        if isinstance(policy, Fixed) and not policy.uri.startswith(("models:", "runs:")):
+            return (_folder(policy.uri),)
         try:
-            return Path(download_artifacts(artifact_uri=version.uri, dst_path=str(into)))
+            found = self._patience.ask(lambda: self._ask(policy))
+        except MlflowException as error:
+            if _says_absent(error):
+                raise VersionNotFound(f"{policy.uri} does not exist in the registry") from error
+            raise _unavailable(policy, error) from error
         except Exception as error:
-            raise InvalidModel(f"the files of {version.uri} could not be downloaded: {_brief(error)}") from error
+            raise _unavailable(policy, error) from error
+        if not all(_makes_sense(version, policy) for version in found):
+            raise _unavailable(policy, ValueError(NONSENSE))
+        return found
+
+    def download(self, version: ModelVersion, into: Path) -> None:
+        """Puts the version's files in the empty folder `into`. Raises InvalidModel, or OSError if the disk is full."""
+        try:
+            if version.exact.startswith(("models:", "runs:")) or not version.exact:
+                download_artifacts(artifact_uri=version.uri, dst_path=str(into))
+            else:
+                shutil.copytree(_path(version.exact), into, symlinks=True, dirs_exist_ok=True)
+        except OSError:
+            raise
+        except Exception as error:
+            if "No space left" in str(error):  # the client wraps it in an error that has only the words
+                raise OSError(errno.ENOSPC, "No space left on device") from error
+            raise InvalidModel(f"the files of {version.uri} could not be downloaded: {cause_of(error)}") from error
 
     def _ask(self, policy: Policy) -> Catalogue:
-        if isinstance(policy, Pinned):
-            return (_version(self._client.get_model_version(policy.name, policy.version)),)
-        if isinstance(policy, FollowAlias):
-            found = self._client.get_model_version_by_alias(policy.name, policy.alias)
-            version = _version(found)
-            # The store answers by alias, but not every store lists the alias on the version it returns.
-            return (version if policy.alias in version.aliases else _with_alias(found, policy.alias),)
-        model = self._client.get_registered_model(policy.name)
-        return tuple(_version(v, model.aliases) for v in model.latest_versions)
+        client = self._client
+        match policy:
+            case Pinned(name, number):
+                return (_version(client.get_model_version(name, number)),)
+            case FollowAlias(name, alias):
+                return (_with_alias(client.get_model_version_by_alias(name, alias), alias),)
+            case FollowTag(name, key, value):
+                found = client.search_model_versions(
+                    f"name = '{name}' and tag.`{key}` = \"{value}\"",
+                    max_results=5,  # the newest ones; more than one because the newest may still be incomplete
+                    order_by=["version_number DESC"],
+                )
+                return tuple(_version(v) for v in found)
+            case Fixed(uri):
+                return (self._run(uri) if uri.startswith("runs:") else self._logged_model(uri),)
+            case _:
+                model = client.get_registered_model(policy.name)
+                if model.name != policy.name:
+                    raise ValueError(NONSENSE)
+                return tuple(_version(v, model.aliases) for v in model.latest_versions)
+
+    def _logged_model(self, uri: str) -> ModelVersion:
+        id = uri.rpartition("/")[2]
+        found = self._client.get_logged_model(id)
+        usable = str(found.status) == "READY"
+        return ModelVersion("", id, str(found.artifact_location), configuring(found.tags or {}),
+                            run_id=found.source_run_id, usable=usable, exact=uri)  # fmt: skip
+
+    def _run(self, uri: str) -> ModelVersion:
+        id, _, path = uri.removeprefix("runs:/").partition("/")
+        run = self._client.get_run(id)
+        source = f"{run.info.artifact_uri}/{path}" if run.info.run_id == id else ""
+        return ModelVersion("", id, source, configuring(run.data.tags), run_id=id, exact=uri)
 
 
-def _asking(call: Callable[[], Catalogue], uri: str) -> Catalogue:
-    try:
-        return call()
-    except RegistryError:
-        raise
-    except Exception as error:
-        if isinstance(error, MlflowException) and _says_absent(error):
-            raise VersionNotFound(f"{uri} does not exist in the registry") from error
-        raise RegistryUnavailable(f"the registry did not answer for {uri}: {_cause(error)}") from error
-
-
-def _says_absent(error: MlflowException) -> bool:
-    """A missing alias is an INVALID_PARAMETER_VALUE in MLflow, anything else that is missing has a code of its own."""
-    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error.message)
-
-
-#: What the text of an error of the client gives away of its cause. The text itself holds addresses, and stays in the log.
-CAUSES = (
-    ("refused", "connection refused"),
-    ("timed out", "it took too long"),
-    ("resolve", "its name cannot be resolved"),
-    ("CERTIFICATE", "its certificate is not trusted"),
-    ("Invalid Host header", "it refuses our Host header; see MLFLOW_SERVER_ALLOWED_HOSTS"),
-    ("401", "it wants other credentials"),
-    ("403", "it forbids the call"),
-    ("too many 500", "it answers 500"),
-    ("error code 5", "it answers an error"),
-)
-
-
-def _cause(error: Exception) -> str:
-    return next((words for fragment, words in CAUSES if fragment in str(error)), type(error).__name__)
-
-
-def _version(found: MlflowVersion, aliases: dict[str, Any] | None = None) -> ModelVersion:
+def _version(found: MlflowVersion, aliases: Mapping[str, Any] | None = None) -> ModelVersion:
     number = str(found.version)
     own = found.aliases if aliases is None else [a for a, v in aliases.items() if str(v) == number]
     return ModelVersion(
@@ -145,9 +168,68 @@ def _version(found: MlflowVersion, aliases: dict[str, Any] | None = None) -> Mod
 
 
 def _with_alias(found: MlflowVersion, alias: str) -> ModelVersion:
+    """The store answers by alias, but not every store lists the alias on the version that it returns."""
     return _version(found, {alias: found.version, **dict.fromkeys(found.aliases or (), found.version)})
 
 
-def _brief(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0][:200]
+def _folder(uri: str) -> ModelVersion:
+    """A folder as a version: named by what its MLmodel says, and another one whenever that file is written."""
+    file = _path(uri) / "MLmodel"
+    try:
+        said = yaml.safe_load(file.read_text("utf-8"))
+        id = next(str(said[key]) for key in ("model_id", "model_uuid", "run_id") if said.get(key))
+        return ModelVersion("", id, f"{uri} {file.stat().st_mtime_ns}", exact=uri)
+    except FileNotFoundError as error:
+        raise VersionNotFound(f"{uri} has no MLmodel file") from error
+    except (OSError, yaml.YAMLError, AttributeError, StopIteration) as error:
+        raise RegistryUnavailable(f"{uri}/MLmodel cannot be read ({type(error).__name__})") from error
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
+
+
+def _makes_sense(version: ModelVersion, policy: Policy) -> bool:
+    """A proxy's error page may parse as an empty answer; no version may be believed because of one."""
+    named = isinstance(policy, Fixed) or (version.name == policy.name and version.version.isdigit())
+    return named and bool(version.source)
+
+
+def _says_absent(error: MlflowException) -> bool:
+    """A missing alias is an INVALID_PARAMETER_VALUE in MLflow, anything else that is missing has a code of its own."""
+    return error.error_code == "RESOURCE_DOES_NOT_EXIST" or (
+        "alias" in str(error.message) and "not found" in str(error.message)
+    )
+
+
+def _unavailable(policy: Policy, error: Exception) -> RegistryUnavailable:
+    return RegistryUnavailable(f"the registry did not answer for {policy.uri}: {cause_of(error)}")
+
+
+#: What the text of an error of the client gives away of its cause. The text itself holds addresses, and stays in the log.
+CAUSES = (
+    ("refused", "connection refused"),
+    ("timed out", "it took too long"),
+    ("aborted", "it hangs up"),
+    ("resolve", "its name cannot be resolved"),
+    ("CERTIFICATE", "its certificate is not trusted"),
+    ("Invalid Host header", "it refuses our Host header; see MLFLOW_SERVER_ALLOWED_HOSTS"),
+    ("error code 401", "it wants other credentials"),
+    ("error code 403", "it forbids the call"),
+)
+
+
+def cause_of(error: BaseException) -> str:
+    """Why a call of MLflow's client failed, in words that may be shown to anybody."""
+    if isinstance(error, NotAskedAgain) and error.__cause__ is not None:
+        return f"{cause_of(error.__cause__)} (a moment ago; it is left alone for now)"
+    for fragment, words in CAUSES:
+        if fragment in str(error):
+            return words
+    status = re.search(r"error code (\d+)|too many (5\d\d)", str(error))
+    return f"it answers {status[1] or status[2]}" if status else NONSENSE
+
+
+def _without_login(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

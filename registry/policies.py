@@ -6,13 +6,18 @@ such version; it never means "unload": the last READY version stays (see `servin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from registry.errors import InvalidReference
 from registry.versions import ModelVersion
 
 STAGES = {"none": "None", "staging": "Staging", "production": "Production", "archived": "Archived"}
+
+_LOGGED_MODEL = re.compile(r"m-[0-9a-f]{32}")
+_RUN = re.compile(r"[^/]+/.+")
 
 Catalogue = tuple[ModelVersion, ...]
 
@@ -84,17 +89,61 @@ class Latest:
         return _newest(_usable(catalogue))
 
 
-Policy = Pinned | FollowAlias | FollowStage | Latest
+@dataclass(frozen=True, slots=True)
+class FollowTag:
+    """The newest version that carries a tag with a value; tagging a version is the deployment."""
+
+    name: str
+    key: str
+    value: str
+
+    @property
+    def uri(self) -> str:
+        """The reference that this policy came from, in its canonical spelling."""
+        return f"models:/{self.name}?tag.{self.key}={quote(self.value, safe='')}"
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """The highest number; the catalogue holds carriers of the tag alone."""
+        return _newest(_usable(catalogue))
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A model that has no number: a logged model, a run's artifact, a folder. It has no registered name either."""
+
+    uri: str
+    name: str = ""
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """The one that there is, once it is complete."""
+        return _usable(catalogue)
+
+
+Policy = Pinned | FollowAlias | FollowStage | Latest | FollowTag | Fixed
 
 
 def parse_reference(uri: str) -> Policy:
-    """The policy that a reference means: `models:/name/3`, `/Production` (any case), `/latest`, `models:/name@alias`.
+    """The policy that a reference means: `models:/name/3`, `/Production` (any case), `/latest`, `models:/name@alias`,
+    `models:/name?tag.key=value`, `models:/m-<id>`, `runs:/<id>/<path>`, or a folder (a path with a slash, `file:`).
 
     Raises InvalidReference for anything else, saying what was expected.
     """
     scheme, _, rest = uri.partition(":/")
-    if scheme != "models" or not rest:
-        raise InvalidReference(_unsupported(uri))
+    if scheme == "models" and rest:
+        return _registered(uri, rest)
+    if scheme == "runs" and _RUN.fullmatch(rest):
+        return Fixed(uri)
+    if uri.startswith(("/", "./", "../", "file:///")):
+        return Fixed(uri)
+    raise InvalidReference(_unsupported(uri))
+
+
+def _registered(uri: str, rest: str) -> Policy:
+    if _LOGGED_MODEL.fullmatch(rest):
+        return Fixed(uri)
+    if "?" in rest:
+        name, _, query = rest.partition("?")
+        return _tag(_name(name, uri), query, uri)
     if "@" in rest:
         name, _, alias = rest.rpartition("@")
         return FollowAlias(_name(name, uri), _part(alias, uri))
@@ -102,6 +151,14 @@ def parse_reference(uri: str) -> Policy:
     if not slash:
         raise InvalidReference(_unsupported(uri))
     return selector(_name(name, uri), _part(version, uri), aliases=False)
+
+
+def _tag(name: str, query: str, uri: str) -> FollowTag:
+    key, equals, value = query.removeprefix("tag.").partition("=")
+    key, value = unquote(key), unquote(value)
+    if not query.startswith("tag.") or not key or not equals or '"' in value or "`" in key:
+        raise InvalidReference(_unsupported(uri))
+    return FollowTag(name, key, value)
 
 
 def selector(name: str, version: str, *, aliases: bool = True) -> Policy:
@@ -148,5 +205,5 @@ def _part(text: str, uri: str) -> str:
 def _unsupported(uri: str) -> str:
     return (
         f"{uri[:64]!r} is not a reference that can be served: use models:/NAME/3, models:/NAME/Production, "
-        "models:/NAME/latest or models:/NAME@alias (runs:/, models:/m-… and folders are not built yet)"
+        "models:/NAME/latest, models:/NAME@alias, models:/NAME?tag.key=value, models:/m-ID, runs:/ID/PATH or /a/folder"
     )

@@ -24,6 +24,7 @@ class ModelVersion:
 
     Two values are equal when they would serve alike: name, number, source and the tags that configure.
     Stage, aliases and run are facts to show, not identity: moving an alias must not rebuild a version.
+    `version` is a number; for a model without one it is the logged model's or run's id, and `exact` its reference.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelVersion:
     stage: str | None = field(default=None, compare=False)
     aliases: tuple[str, ...] = field(default=(), compare=False)
     usable: bool = field(default=True, compare=False)
+    exact: str = ""
 
     @property
     def number(self) -> int:
@@ -42,8 +44,8 @@ class ModelVersion:
 
     @property
     def uri(self) -> str:
-        """The exact reference of this version."""
-        return f"models:/{self.name}/{self.version}"
+        """The exact reference of this version: what is fetched."""
+        return self.exact or f"models:/{self.name}/{self.version}"
 
     @property
     def tags(self) -> dict[str, str]:

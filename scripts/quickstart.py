@@ -166,6 +166,7 @@ def _headway(args: argparse.Namespace, tracking: str) -> Iterator[None]:
     environ = {
         "MLFLOW_TRACKING_URI": tracking,
         "HEADWAY_REGISTRY__POLL_SECONDS": "1",
+        "HEADWAY_REGISTRY__CACHE_DIR": str(HOME / "cache"),
         "HEADWAY_FEATURES__REPO_PATH": FEAST,
     }
     with _process([sys.executable, "-m", "serving.cli", "serve", *flags], "headway.log", environ) as process:

@@ -6,8 +6,11 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import prometheus_client
 import uvloop
@@ -15,8 +18,9 @@ import uvloop
 from features.store import FeastSource
 from monitoring.logs import configure_logging
 from monitoring.metrics import Metrics
+from registry.cache import ArtifactCache
 from registry.mlflow_registry import MlflowRegistry
-from registry.policies import Pinned, parse_reference
+from registry.policies import Fixed, Pinned, parse_reference
 from serving.configuration import ModelOptions
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
@@ -26,7 +30,7 @@ from serving.manager import ModelManager
 from serving.model import RegistryModel
 from serving.poller import Poller
 from serving.server import Address, HeadwayServer, check_port, kserve_app
-from serving.settings import ModelEntry, Settings
+from serving.settings import ModelEntry, Settings, cache_folder
 from serving.transport.http import Http
 from serving.transport.webhook import Webhook
 
@@ -74,16 +78,21 @@ async def _serve(settings: Settings) -> int:
     metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State])
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
+    cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)
     features = _features(settings.features.repo_path)
-    managers = {entry.name: _manager(entry, settings, registry, features, recorder) for entry in settings.models}
+    managers = {entry.name: _manager(entry, settings, cache, features, recorder) for entry in settings.models}
+    pollers = {
+        entry.name: _poller(entry, settings, registry, cache, managers[entry.name], metrics)
+        for entry in settings.models
+    }
     plane = DataPlane(managers, metrics)
-    pollers = [_poller(entry, settings, registry, managers[entry.name], metrics) for entry in settings.models]
-    webhook = _webhook(settings, pollers, metrics)
-    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, lambda: _scrape(metrics, managers), webhook)
+    webhook = _webhook(settings, list(pollers.values()), metrics)
+    scrape = partial(_scrape, metrics, managers, pollers)
+    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, scrape, webhook)
     server = HeadwayServer(_address(settings), plane, http)
     for name in managers:
         server.register_model(RegistryModel(name, lambda: plane))
-    server.background = [_background(p, m) for p, m in zip(pollers, managers.values(), strict=True)]
+    server.background = [_together(pollers[name].run(), managers[name].run()) for name in managers]
     if settings.server.fail_fast:
         for manager in managers.values():
             manager.first_failure = server.fail
@@ -113,32 +122,39 @@ def _features(repo_path: str | None) -> FeatureSource | None:
 def _manager(
     entry: ModelEntry,
     settings: Settings,
-    registry: MlflowRegistry,
+    cache: ArtifactCache,
     features: FeatureSource | None,
     recorder: Recorder,
 ) -> ModelManager:
+    uri = parse_reference(entry.uri).uri
     return ModelManager(
         entry.name,
-        parse_reference(entry.uri).uri,
-        Loader(registry, options_of(entry, settings), features),
+        uri,
+        Loader(cache, options_of(entry, settings), features),
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,
         required=entry.required,
+        remember=lambda version: cache.remember(uri, version),
     )
 
 
 def _poller(
-    entry: ModelEntry, settings: Settings, registry: MlflowRegistry, manager: ModelManager, metrics: Metrics
+    entry: ModelEntry,
+    settings: Settings,
+    registry: MlflowRegistry,
+    cache: ArtifactCache,
+    manager: ModelManager,
+    metrics: Metrics,
 ) -> Poller:
     policy = parse_reference(entry.uri)
-    pinned = isinstance(policy, Pinned)
-    period = settings.registry.pinned_poll_seconds if pinned else settings.registry.poll_seconds
+    fixed = isinstance(policy, Pinned | Fixed)
+    period = settings.registry.pinned_poll_seconds if fixed else settings.registry.poll_seconds
 
     def counted(name: str, ok: bool) -> None:
         metrics.polls.labels(name, "ok" if ok else "error").inc()
 
-    return Poller(registry, policy, manager, period, counted)
+    return Poller(registry, policy, manager, period, counted, lambda: cache.recall(policy.uri))
 
 
 def _webhook(settings: Settings, pollers: Sequence[Poller], metrics: Metrics) -> Webhook | None:
@@ -156,10 +172,25 @@ def _webhook(settings: Settings, pollers: Sequence[Poller], metrics: Metrics) ->
     return Webhook(secret.get_secret_value(), wake, lambda outcome: metrics.webhooks.labels(outcome).inc())
 
 
-async def _background(poller: Poller, manager: ModelManager) -> None:
+async def _together(*work: Coroutine[Any, Any, None]) -> None:
     async with asyncio.TaskGroup() as group:
-        group.create_task(poller.run())
-        group.create_task(manager.run())
+        for coroutine in work:
+            group.create_task(coroutine)
+
+
+def _cache_folder(settings: Settings) -> Path:
+    """The folder of the artifact cache. A container without a home gets one that lasts as long as this process."""
+    folder = cache_folder(settings, os.environ)
+    if settings.registry.cache_dir is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writable = os.access(folder, os.W_OK)
+        except OSError:
+            writable = False
+        if not writable:
+            log.warning("registry.cache_dir is not set and there is no home: nothing is kept over a restart")
+            return Path(tempfile.mkdtemp(prefix="headway-"))
+    return folder
 
 
 def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
@@ -185,10 +216,11 @@ def _address(settings: Settings) -> Address:
     return Address(s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes)
 
 
-def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager]) -> bytes:
+def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager], pollers: Mapping[str, Poller]) -> bytes:
     """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
     for name, manager in managers.items():
         metrics.alive.labels(name).set(len(manager.alive))
+        metrics.staleness.labels(name).set(pollers[name].staleness)
         ready = {s.version.version for s in manager.servables if s.state is State.READY}
         for servable in manager.servables:
             number = servable.version.version

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -40,11 +39,34 @@ class Lookup(Protocol):
 FeatureSource = Callable[[str, Mapping[str, str]], Lookup]
 
 
-class ArtifactSource(Protocol):
-    """Where a version's files come from."""
+class Files(Protocol):
+    """A version's files, which stay where they are until they are released."""
 
-    def fetch(self, version: ModelVersion, into: Path) -> Path:
-        """The folder with the version's files, below `into`."""
+    @property
+    def path(self) -> Path:
+        """Their folder."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the tree, in hexadecimal."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def release(self) -> None:
+        """Lets the files go; twice does no harm."""
+        ...
+
+
+class ArtifactSource(Protocol):
+    """Where a version's files come from: the artifact cache, or a fake of it."""
+
+    def fetch(self, version: ModelVersion) -> Files:
+        """The version's files. Blocks."""
         ...
 
 
@@ -58,14 +80,24 @@ class Loaded:
     configuration: Configuration
     lookup: Lookup | None = None
     example: Arrays | None = None
-    folder: tempfile.TemporaryDirectory[str] | None = None
+    files: Files | None = None
     outputs: list[dict[str, Any]] = field(default_factory=list)
 
     def dispose(self) -> None:
-        """Releases the runtime and the files. Blocks."""
+        """Releases the runtime, then the files. Blocks."""
         self.runtime.close()
-        if self.folder is not None:
-            self.folder.cleanup()
+        if self.files is not None:
+            self.files.release()
+
+    @property
+    def digest(self) -> str | None:
+        """What the files are: `sha256:…` over the tree."""
+        return f"sha256:{self.files.digest}" if self.files else None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the files."""
+        return self.files.size if self.files else None
 
 
 class Loader:
@@ -76,15 +108,15 @@ class Loader:
 
     def load(self, version: ModelVersion) -> Loaded:
         """Fetches, checks and loads. Raises InvalidModel or whatever the flavour's library raises."""
-        folder = tempfile.TemporaryDirectory(prefix="headway-", ignore_cleanup_errors=True)
+        files = self._source.fetch(version)
         try:
-            return self._load(version, folder)
+            return self._load(version, files)
         except BaseException:
-            folder.cleanup()
+            files.release()
             raise
 
-    def _load(self, version: ModelVersion, folder: tempfile.TemporaryDirectory[str]) -> Loaded:
-        model = read_mlmodel(self._source.fetch(version, Path(folder.name)))
+    def _load(self, version: ModelVersion, files: Files) -> Loaded:
+        model = read_mlmodel(files.path)
         options = self._options
         configuration = resolve(options, version.tags, model.metadata)
         schema = compile_schema(model.signature, ignore_extra=options.ignore_extra_columns)
@@ -92,7 +124,7 @@ class Loader:
         lookup = self._lookup(configuration, schema)
         runtime = _runtime(model, schema, configuration)
         assert model.signature is not None
-        return Loaded(runtime, schema, model.signature, configuration, lookup, _example(model, schema), folder)
+        return Loaded(runtime, schema, model.signature, configuration, lookup, _example(model, schema), files)
 
     def _lookup(self, configuration: Configuration, schema: InputSchema) -> Lookup | None:
         service = configuration.feature_service

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 from features.errors import FeatureError
 from registry.errors import RegistryError
@@ -39,10 +39,10 @@ from serving.lifecycle import (
 )
 from serving.loading import Loaded, warm
 from serving.schema import shown
+from serving.threads import in_thread
 
 log = logging.getLogger("headway.lifecycle")
 _ids = itertools.count(1)
-T = TypeVar("T")
 
 
 class VersionLoader(Protocol):
@@ -111,7 +111,9 @@ class ModelManager:
         drain_seconds: float = 25.0,
         load_seconds: float = 600.0,
         required: bool = True,
+        remember: Callable[[ModelVersion], None] = lambda version: None,
     ) -> None:
+        """`remember` notes the version that serves, for a start without the registry; it blocks."""
         self.name, self.uri, self.required = name, uri, required
         self.aspired: tuple[ModelVersion, ...] = ()
         self.current: Servable | None = None
@@ -119,10 +121,11 @@ class ModelManager:
         self.stale = False
         self.first_failure: Callable[[], None] | None = None
         self.servables: list[Servable] = []
-        self._loader, self._watcher = loader, watcher
+        self._loader, self._watcher, self._remember = loader, watcher, remember
         self._drain_seconds, self._load_seconds = drain_seconds, load_seconds
         self._wake = asyncio.Event()
         self._loading: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self.alive: weakref.WeakSet[Servable] = weakref.WeakSet()
 
     # -- what the poller says -------------------------------------------------------------------------------------
@@ -257,10 +260,10 @@ class ModelManager:
         """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays."""
         try:
             async with asyncio.timeout(self._load_seconds):
-                loaded = await _in_thread(lambda: self._loader.load(servable.version))
+                loaded = await in_thread(lambda: self._loader.load(servable.version))
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
-                cost_ms = await _in_thread(lambda: warm(loaded))
+                cost_ms = await in_thread(lambda: warm(loaded))
             servable.batcher = self._batcher(servable, loaded, cost_ms)
             servable.reason, servable.failures = None, 0
             self._enter(servable, State.READY, warm_ms=round(cost_ms, 3))
@@ -299,8 +302,11 @@ class ModelManager:
                 "model": self.name,
                 "version": servable.version.version,
                 "replaces": before.version.version if before else None,
+                "digest": servable.loaded.digest if servable.loaded else None,
+                "bytes": servable.loaded.size if servable.loaded else None,
             },
         )
+        self._noting = asyncio.get_running_loop().create_task(in_thread(lambda: self._remember(servable.version)))
 
     async def _unload(self, servable: Servable) -> None:
         held = servable.leases
@@ -309,7 +315,7 @@ class ModelManager:
         servable.loaded = servable.batcher = None
         self._enter(servable, State.UNLOADED, leases_cut=held)
         self._remove(servable)
-        await _in_thread(_Disposal(loaded))
+        await in_thread(_Disposal(loaded))
 
     def _remove(self, servable: Servable) -> None:
         """A changed tag builds a version anew beside its old self: only the last one of a number takes it away."""
@@ -347,31 +353,6 @@ class _Disposal:
             loaded.dispose()
             del loaded
         gc.collect()
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Runs a call in a daemon thread of its own, so that one that hangs blocks neither a pool nor the exit."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001  handed to the awaiting task
-            _hand_over(loop, future.set_exception, future, error)
-        else:
-            _hand_over(loop, future.set_result, future, result)
-
-    threading.Thread(target=run, daemon=True, name="headway-work").start()
-    return await future
-
-
-def _hand_over(
-    loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], future: asyncio.Future[T], value: Any
-) -> None:
-    """Settles the future on its loop; nobody may be left to hear it."""
-    with contextlib.suppress(RuntimeError):  # the loop has closed
-        loop.call_soon_threadsafe(lambda: None if future.done() else settle(value))
 
 
 def _reason(error: Exception) -> str:

@@ -12,10 +12,9 @@ from typing import Any
 
 import orjson
 from kserve import InferRequest, Model
-from kserve.errors import InvalidInput, ModelNotReady
+from kserve.errors import InvalidInput
 
 from serving.dataplane import Call, DataPlane
-from serving.errors import BadRequest, NotReady
 from serving.transport.v1 import V1Request
 
 
@@ -53,10 +52,5 @@ class RegistryModel(Model):
             raise InvalidInput("The data of the event must be a JSON object with 'instances'.")
         request_id = (headers or {}).get("x-request-id") or uuid.uuid4().hex
         call = Call(self.name, request_id=request_id, received=time.monotonic())
-        try:
-            reply = await self._plane().infer(call, V1Request(orjson.dumps(payload)))
-        except BadRequest as error:
-            raise InvalidInput(str(error)) from error
-        except NotReady as error:
-            raise ModelNotReady(self.name, str(error)) from error
+        reply = await self._plane().infer(call, V1Request(orjson.dumps(payload)))
         return orjson.loads(reply.payload)

@@ -13,15 +13,18 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from registry.errors import RegistryUnavailable, VersionNotFound
 from registry.policies import Catalogue, Policy
+from registry.versions import ModelVersion
 from serving.lifecycle import backoff
 from serving.manager import ModelManager
+from serving.threads import in_thread
 
 log = logging.getLogger("headway.registry")
+#: Longer than the registry's own patience: what is left then is a connection that drips.
+DEADLINE_SECONDS = 30.0
 #: Seconds between the beginnings of two polls that a wake asks for.
 LEAST_GAP = 1.0
 
@@ -44,14 +47,21 @@ class Poller:
         manager: ModelManager,
         period: float,
         counted: Callable[[str, bool], None],
+        recall: Callable[[], ModelVersion | None] = lambda: None,
         least_gap: float = LEAST_GAP,
     ) -> None:
+        """`recall` gives the version that served last; it blocks, and is asked if the registry is down at start."""
         self._source, self._policy, self._manager, self._period = source, policy, manager, period
-        self._counted, self._least_gap = counted, least_gap
+        self._counted, self._recall, self._least_gap = counted, recall, least_gap
         self._failures = 0
-        self._thread = ThreadPoolExecutor(1, "headway-poll")
+        self._asking: asyncio.Task[Catalogue] | None = None
         self._wake = asyncio.Event()
-        self.answered_at: float | None = None
+        self._answered_at = time.monotonic()
+
+    @property
+    def staleness(self) -> float:
+        """Seconds since the registry last answered, or since the start."""
+        return time.monotonic() - self._answered_at
 
     @property
     def registered(self) -> str:
@@ -65,15 +75,12 @@ class Poller:
     async def run(self) -> None:
         """Polls until cancelled, with a jitter of a tenth so that many pods do not ask in step."""
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                # Cleared before the question: whoever wakes while it is being asked wants another answer.
-                self._wake.clear()
-                began = loop.time()
-                await self.poll()
-                await self._rest(began)
-        finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        while True:
+            # Cleared before the question: whoever wakes while it is being asked wants another answer.
+            self._wake.clear()
+            began = loop.time()
+            await self.poll()
+            await self._rest(began)
 
     async def _rest(self, began: float) -> None:
         """Waits for the end of the period, or for a wake and what is left of the least gap since `began`."""
@@ -85,16 +92,25 @@ class Poller:
 
     async def poll(self) -> None:
         """One look at the registry."""
-        loop = asyncio.get_running_loop()
         try:
-            catalogue = await loop.run_in_executor(self._thread, self._source.catalogue, self._policy)
+            catalogue = await self._ask()
         except VersionNotFound as error:
             self._answered((), str(error))
         except RegistryUnavailable as error:
-            self._unavailable(error)
+            await self._unavailable(error)
         else:
             aspired = self._policy.aspire(catalogue)
             self._answered(aspired, None if aspired else f"{self._policy.uri} names no usable version")
+
+    async def _ask(self) -> Catalogue:
+        """One question at a time: one that hangs in its thread is waited for again, not asked again."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(in_thread(lambda: self._source.catalogue(self._policy)))
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await asyncio.shield(self._asking)
+        except TimeoutError as error:
+            raise RegistryUnavailable(f"the registry did not answer for {self._policy.uri} in time") from error
 
     def _answered(self, aspired: Catalogue, problem: str | None) -> None:
         if self._failures:
@@ -102,11 +118,11 @@ class Poller:
         if problem is not None and problem != self._manager.problem:
             log.warning("nothing to aspire to", extra={"model": self._manager.name, "reason": problem})
         self._failures = 0
-        self.answered_at = time.time()
+        self._answered_at = time.monotonic()
         self._counted(self._manager.name, True)
         self._manager.aspire(aspired, problem)
 
-    def _unavailable(self, error: RegistryUnavailable) -> None:
+    async def _unavailable(self, error: RegistryUnavailable) -> None:
         self._failures += 1
         self._counted(self._manager.name, False)
         if self._failures == 1:
@@ -114,4 +130,8 @@ class Poller:
                 "registry does not answer",
                 extra={"model": self._manager.name, "reason": str(error), "cause": str(error.__cause__)[:500]},
             )
-        self._manager.aspire(self._manager.aspired, str(error), stale=True)
+        aspired = self._manager.aspired
+        if not aspired and (last := await in_thread(self._recall)) is not None:
+            log.warning("starting with the last good version", extra={"model": last.name, "version": last.version})
+            aspired = (last,)
+        self._manager.aspire(aspired, str(error), stale=True)

@@ -17,15 +17,18 @@ from typing import Any
 
 import grpc
 import uvicorn
+from fastapi import FastAPI, Request, Response
 from kserve import ModelServer
 from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from features.errors import FeatureError
+from registry.errors import RegistryError
 from serving.dataplane import DataPlane
-from serving.errors import NotReady
+from serving.errors import NotReady, ServingError
 from serving.transport.grpc import build_server
-from serving.transport.http import JSON
+from serving.transport.http import JSON, error_response
 from serving.transport.v1 import dumps
 
 log = logging.getLogger("headway.server")
@@ -130,9 +133,20 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
         )
         self._server = _Uvicorn(self.config)
 
+    def _add_exception_handlers(self, app: FastAPI) -> None:
+        """Our errors keep their statuses behind KServe's app, and anything else its fixed text."""
+        super()._add_exception_handlers(app)
+        for cls in (ServingError, FeatureError, RegistryError, Exception):
+            app.add_exception_handler(cls, _answer_error)
+
     def close(self) -> None:
         """Stops listening and lets what is in flight end."""
         self._server.should_exit = True
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    answer = error_response(error)
+    return Response(answer.body, answer.status, {k.decode(): v.decode() for k, v in answer.headers})
 
 
 class _Protocol(HttpToolsProtocol):

@@ -26,7 +26,7 @@ class SettingsError(ValueError):
 
 
 def _not_built(value: Any) -> Any:
-    if value not in (None, False, 1):
+    if value is True or value not in (None, False, 1):  # True equals 1, and one worker is what there is
         raise ValueError("is not built yet; leave it out")
     return value
 
@@ -67,12 +67,15 @@ class Server(_Group):
 
 
 class Registry(_Group):
-    """Where the registry is, and how often to look. MLflow's own variables say the rest (credentials, TLS)."""
+    """Where the registry is, how often to look, and where its artifacts are kept. MLflow's own variables say the rest
+    (credentials, TLS)."""
 
     tracking_uri: str | None = None
     registry_uri: str | None = None
     poll_seconds: float = Field(10.0, gt=0)
     pinned_poll_seconds: float = Field(60.0, gt=0)
+    cache_dir: str | None = None
+    cache_bytes: int = Field(10 * 2**30, ge=0)
     webhook_secret: Annotated[SecretStr | None, AfterValidator(_long_enough)] = None
 
 
@@ -142,15 +145,25 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], file: Pa
     return settings
 
 
+def cache_folder(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """Where artifacts are kept: the setting, else the user's own cache folder."""
+    if settings.registry.cache_dir is not None:
+        return Path(settings.registry.cache_dir)
+    return Path(environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "headway"
+
+
 def model_from_words(uri: str | None, name: str | None, version: str | None) -> dict[str, Any] | None:
     """The one `models` entry that `--model-uri`, `--model-name` and `--model-version` mean, or None without them."""
     if uri is not None:
         if version is not None:
             raise SettingsError("--model-version goes with --model-name alone; --model-uri already names a version")
         try:
-            return {"name": name or parse_reference(uri).name, "uri": uri}
+            served = name or parse_reference(uri).name
         except InvalidReference as error:
             raise SettingsError(str(error)) from error
+        if not served:
+            raise SettingsError("--model-name is required: that reference has no registered name to serve it under")
+        return {"name": served, "uri": uri}
     if name is None and version is None:
         return None
     if name is None or version is None:

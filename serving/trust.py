@@ -2,7 +2,7 @@
 
 It stands in front of every loader and fails closed. pickle and cloudpickle need `allow_pickle`; a PythonModel,
 models-from-code, `code_paths` and foreign loader modules are code and need `allow_code`, which includes `allow_pickle`;
-skops loads with the list below, never with the model's own; ONNX loads.
+skops loads with the server's own list, never with the model's; ONNX loads.
 """
 
 from __future__ import annotations
@@ -12,50 +12,7 @@ from pathlib import Path
 
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
-
-#: scikit-learn's own compiled types, which skops does not trust by itself: plain data behind fixed classes.
-TRUSTED_SKOPS = frozenset(
-    {
-        "sklearn.tree._tree.Tree",
-        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-        "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
-        "sklearn._loss.link.HalfLogitLink",
-        "sklearn._loss.link.IdentityLink",
-        "sklearn._loss.link.Interval",
-        "sklearn._loss.link.LogLink",
-        "sklearn._loss.link.LogitLink",
-        "sklearn._loss.link.MultinomialLogit",
-        "sklearn._loss._loss.CyAbsoluteError",
-        "sklearn._loss._loss.CyExponentialLoss",
-        "sklearn._loss._loss.CyHalfBinomialLoss",
-        "sklearn._loss._loss.CyHalfGammaLoss",
-        "sklearn._loss._loss.CyHalfMultinomialLoss",
-        "sklearn._loss._loss.CyHalfPoissonLoss",
-        "sklearn._loss._loss.CyHalfSquaredError",
-        "sklearn._loss._loss.CyHalfTweedieLoss",
-        "sklearn._loss._loss.CyHuberLoss",
-        "sklearn._loss._loss.CyPinballLoss",
-        "sklearn._loss.loss.AbsoluteError",
-        "sklearn._loss.loss.ExponentialLoss",
-        "sklearn._loss.loss.HalfBinomialLoss",
-        "sklearn._loss.loss.HalfGammaLoss",
-        "sklearn._loss.loss.HalfMultinomialLoss",
-        "sklearn._loss.loss.HalfPoissonLoss",
-        "sklearn._loss.loss.HalfSquaredError",
-        "sklearn._loss.loss.HuberLoss",
-        "sklearn._loss.loss.PinballLoss",
-        "sklearn.calibration._CalibratedClassifier",
-        "sklearn.calibration._SigmoidCalibration",
-        "sklearn.compose._column_transformer._RemainderColsList",
-        "sklearn.metrics._dist_metrics.EuclideanDistance64",
-        "sklearn.neighbors._ball_tree.BallTree64",
-        "sklearn.neighbors._kd_tree.KDTree64",
-        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-        "sklearn.preprocessing._label.LabelBinarizer",
-        "sklearn.utils._bunch.Bunch",
-    }
-)
+from serving.trusted_types import TRUSTED_SKOPS
 
 #: Loader modules whose models are data only, without any pickle.
 _DATA_ONLY = frozenset({"mlflow.onnx"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("FEAST_USAGE", "False")
 
-from tests.servers import MlflowServer, Server, start_headway, start_mlflow
+from tests.servers import MlflowServer, Server, copy_registry, start_headway, start_mlflow
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +22,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("trained")
     with start_mlflow(home) as server:
         train(server.uri, home / "feast", machines=120, days=20)
-    return home
-
-
-def copy_registry(trained: Path, home: Path) -> Path:
-    """Copies what `trained` made into another folder, and returns that."""
-    for name in ("mlflow.db", "artifacts"):
-        source = trained / name
-        shutil.copytree(source, home / name) if source.is_dir() else shutil.copy(source, home / name)
     return home
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,10 @@ class MlflowServer:
     def set_alias(self, name: str, alias: str, version: str) -> None:
         self._post("registered-models/alias", {"name": name, "alias": alias, "version": version})
 
+    def delete_alias(self, name: str, alias: str) -> None:
+        route = f"{self.uri}/api/2.0/mlflow/registered-models/alias"
+        requests.delete(route, json={"name": name, "alias": alias}, timeout=20).raise_for_status()
+
     def set_stage(self, name: str, version: str, stage: str) -> None:
         self._post("model-versions/transition-stage", {"name": name, "version": version, "stage": stage})
 
@@ -49,10 +54,17 @@ class MlflowServer:
         requests.post(f"{self.uri}/api/2.0/mlflow/{route}", json=body, timeout=20).raise_for_status()
 
 
+def copy_registry(trained: Path, home: Path) -> Path:
+    """Copies a registry's database and artifacts to `home`, and returns it."""
+    shutil.copy(trained / "mlflow.db", home)
+    shutil.copytree(trained / "artifacts", home / "artifacts")
+    return home
+
+
 @contextlib.contextmanager
-def start_mlflow(home: Path, **extra: str) -> Iterator[MlflowServer]:
+def start_mlflow(home: Path, port: int | None = None, **extra: str) -> Iterator[MlflowServer]:
     """A tracking server whose SQLite file and artifacts lie in `home`; `extra` is environment."""
-    port = free_port()
+    port = port or free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts"),
@@ -166,7 +178,11 @@ def start_headway(log: Path, *flags: str, **environ: str) -> Server:
                "--grpc-port", str(grpc_port), *flags]  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, **environ}
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "HEADWAY_REGISTRY__CACHE_DIR": str(log.parent / "cache"), **environ},
         )
     wait_for(f"http://127.0.0.1:{port}/health/live", process, log)
     return Server(process, port, grpc_port, log)

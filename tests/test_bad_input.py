@@ -510,6 +510,36 @@ def test_a_regression_has_no_probabilities(server: Server) -> None:
     check_error(ask(server, "POST", "/v1/models/steep:predict", asked), 400, "no probabilities")
 
 
+# -- CloudEvents, which KServe's app answers ----------------------------------------------------------------------
+
+EVENT = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "tests", "ce-type": "row",
+         "content-type": "application/json"}  # fmt: skip
+STRUCTURED = {"specversion": "1.0", "id": "1", "source": "tests", "type": "row", "time": "2026-01-02T03:04:05Z"}
+
+
+def test_a_cloud_event_is_answered(server: Server) -> None:
+    """In binary and in structured mode, by the same model."""
+    binary = ask(server, "POST", PREDICT, GOOD, EVENT)
+    structured = {"content-type": "application/cloudevents+json"}
+    event = json.loads(ask(server, "POST", PREDICT, {**STRUCTURED, "data": GOOD}, structured).body)
+    assert json.loads(binary.body)["predictions"] == event["data"]["predictions"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"", 400, "empty"), (b"{", 400, ""), (SECRET.encode(), 400, ""), ([1], 400, "JSON object"),
+        ({"instances": [[SECRET]]}, 400, "10 values"), ({"instances": [[*ROW[:3], SECRET, *ROW[4:]]]}, 400, "'load'"),
+        (b"1" * 20_000_000, 413, "max_body_bytes"),
+    ],
+    ids=["empty", "not JSON", "text", "list", "width", "type", "20 MB"],
+)  # fmt: skip
+def test_a_cloud_event_fails_like_any_other_request(server: Server, body: Any, status: int, says: str) -> None:
+    """The same statuses and the same shape, though KServe's app stands between."""
+    check_error(ask(server, "POST", PREDICT, body, EVENT), status, says)
+    assert ask(server, "POST", "/v1/models/nobody:predict", GOOD, EVENT).status == 404
+
+
 # -- gRPC ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,8 @@ import pytest
 import requests
 
 from serving.cli import main
-from tests.conftest import copy_registry
 from tests.models import columns, linear, register, skops
-from tests.servers import MlflowServer, Server, free_port, start_mlflow
+from tests.servers import MlflowServer, Server, copy_registry, free_port, start_mlflow
 
 pytestmark = pytest.mark.e2e
 MODEL = "predictive_maintenance"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import models, promote, serve, webhook
+from serving.commands import cache, models, promote, serve, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
@@ -16,4 +16,5 @@ VERBS: Sequence[Verb] = (
     promote.PROMOTE,
     promote.ROLLBACK,
     webhook.VERB,
+    cache.VERB,
 )

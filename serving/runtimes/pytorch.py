@@ -11,6 +11,7 @@ import torch
 
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
+from registry.pyfunc import add_code
 from serving.configuration import Configuration
 from serving.runtimes.base import Outputs, Want
 from serving.runtimes.interpret import Interpretation
@@ -53,6 +54,7 @@ class TorchRuntime:
 
 def load_pytorch(model: MLmodel, schema: InputSchema, configuration: Configuration) -> TorchRuntime:
     """Loads the pytorch flavour of a version whose trust has been checked."""
+    add_code(model.path, model.flavor("pytorch"))
     if saved_as_pt2(model):
         module = torch.export.load(_pt2(model)).module()
     else:

@@ -15,9 +15,10 @@ import pandas as pd
 
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
+from registry.pyfunc import add_code
 from serving.runtimes.base import Outputs, Want
 from serving.schema import InputSchema
-from serving.trust import TRUSTED_SKOPS
+from serving.trusted_types import TRUSTED_SKOPS
 
 # The server enforces the order of columns itself; estimators fitted on a frame would warn once per call.
 warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
@@ -30,8 +31,10 @@ class SklearnRuntime:
         self._estimator = estimator
         self._schema = schema
         self._raw = getattr(estimator, raw_method)
-        self._is_classifier = hasattr(estimator, "classes_") and hasattr(estimator, "predict_proba")
-        self.classes: np.ndarray | None = np.asarray(estimator.classes_) if self._is_classifier else None
+        # A classifier of several targets has a list of classes and of tables: neither fits one row per instance.
+        classes = getattr(estimator, "classes_", None)
+        self._is_classifier = isinstance(classes, np.ndarray) and hasattr(estimator, "predict_proba")
+        self.classes: np.ndarray | None = classes if self._is_classifier else None
         self._frame = _needs_frame(estimator, schema)
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
@@ -55,6 +58,7 @@ class SklearnRuntime:
 def load_sklearn(model: MLmodel, schema: InputSchema) -> SklearnRuntime:
     """Loads the sklearn flavour of a version whose trust has been checked."""
     conf = model.flavor("sklearn")
+    add_code(model.path, conf)
     file = model.path / str(conf["pickled_model"])
     method = str(model.flavor("python_function").get("predict_fn", "predict"))
     return SklearnRuntime(_load(file, str(conf.get("serialization_format", "pickle"))), schema, method)

@@ -25,6 +25,7 @@ from serving.errors import (
     NotOffered,
     QueueFull,
     RateLimited,
+    ServingError,
     UnsupportedMediaType,
     outcome_of,
     public_text,
@@ -152,12 +153,27 @@ class Http:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
             return
-        if _is_cloud_event(scope):
-            await self._kserve_app(scope, receive, send)
-            return
         exchange = Exchange(scope, receive, self._limit)
         request_id.set(exchange.request_id)
-        await self._send(await self._respond(exchange), exchange, send)
+        if _is_cloud_event(scope):
+            await self._cloud_event(exchange, scope, send)
+        else:
+            await self._send(await self._respond(exchange), exchange, send)
+
+    async def _cloud_event(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+        """KServe's app answers, from a body that was read within the limit."""
+        try:
+            body = await exchange.body()
+            if not body.strip():
+                raise BadRequest("The body is empty.")
+        except ServingError as error:
+            await self._send(error_response(error), exchange, send)
+            return
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._kserve_app(scope, receive, send)
 
     async def _respond(self, exchange: Exchange) -> Response:
         try:

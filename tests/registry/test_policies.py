@@ -3,7 +3,17 @@
 import pytest
 
 from registry.errors import InvalidReference
-from registry.policies import FollowAlias, FollowStage, Latest, Pinned, Policy, parse_reference, selector
+from registry.policies import (
+    Fixed,
+    FollowAlias,
+    FollowStage,
+    FollowTag,
+    Latest,
+    Pinned,
+    Policy,
+    parse_reference,
+    selector,
+)
 from registry.versions import ModelVersion
 
 
@@ -33,6 +43,7 @@ CATALOGUE = (
         ("models:/m/None", []),
         ("models:/m/latest", ["10"]),
         ("models:/m/11", []),
+        ("models:/m?tag.gate=passed", ["10"]),
     ],
 )
 def test_a_reference_aspires_to(uri: str, expected: list[str]) -> None:
@@ -63,12 +74,31 @@ def test_a_version_word_means(word: str, expected: Policy) -> None:
 @pytest.mark.parametrize(
     "uri",
     ["", "m", "models:/", "models:/m", "models:/m/word", "models:/m/3/4", "models:/@a", "models:/m@", "models:/m@a b",
-     "runs:/1/model", "models:/m-0123", "s3://bucket/x"],
+     "runs:/1", "runs:/", "models:/m-0123", "s3://bucket/x", "folder", "models:/m?gate=passed", "models:/m?tag.gate",
+     "models:/m?tag.=1", "models:/?tag.a=b", 'models:/m?tag.a="b"', "models:/m?tag.`=b"],
 )  # fmt: skip
 def test_anything_else_is_refused(uri: str) -> None:
     """What cannot be followed is an error at start, not a silent nothing."""
     with pytest.raises(InvalidReference):
         parse_reference(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("models:/m-" + "0af3" * 8, Fixed("models:/m-" + "0af3" * 8)),
+        ("runs:/abc/model", Fixed("runs:/abc/model")),
+        ("/models/x", Fixed("/models/x")),
+        ("./x", Fixed("./x")),
+        ("file:///x", Fixed("file:///x")),
+        ("models:/m?tag.gate=passed", FollowTag("m", "gate", "passed")),
+        ("models:/m?tag.a.b=c%20d%3De", FollowTag("m", "a.b", "c d=e")),
+    ],
+)
+def test_references_without_a_number(uri: str, expected: Policy) -> None:
+    """A logged model, a run's artifact and a folder have no registered name; a tag's value may be percent-encoded."""
+    assert parse_reference(uri) == expected
+    assert parse_reference(expected.uri) == expected
 
 
 def test_moving_an_alias_does_not_change_identity_and_a_configuring_tag_does() -> None:

@@ -58,7 +58,7 @@ async def polling(registry: Registry, gap: float = GAP, period: float = FOREVER)
     policy = FollowAlias("fraud", "champion")
     manager = ModelManager("fraud", policy.uri, Idle(), Idle())
     answers: list[bool] = []
-    poller = Poller(registry, policy, manager, period, lambda name, ok: answers.append(ok), gap)
+    poller = Poller(registry, policy, manager, period, lambda name, ok: answers.append(ok), least_gap=gap)
     task = asyncio.create_task(poller.run())
     try:
         await until(lambda: len(answers) > 0)

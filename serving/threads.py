@@ -1,0 +1,36 @@
+"""Blocking work beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Runs a call in a daemon thread of its own, so that one that hangs blocks neither a pool nor the exit."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001  handed to the awaiting task
+            _hand_over(loop, future.set_exception, future, error)
+        else:
+            _hand_over(loop, future.set_result, future, result)
+
+    threading.Thread(target=run, daemon=True, name="headway-work").start()
+    return await future
+
+
+def _hand_over(
+    loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], future: asyncio.Future[T], value: Any
+) -> None:
+    """Settles the future on its loop; nobody may be left to hear it."""
+    with contextlib.suppress(RuntimeError):  # the loop has closed
+        loop.call_soon_threadsafe(lambda: None if future.done() else settle(value))
