@@ -55,4 +55,4 @@ def named_model(event: Mapping[str, Any]) -> str | None:
     """The registered model that an event is about, or None if it is about something else."""
     data = event.get("data")
     name = data.get("name") if isinstance(data, dict) else None
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and name else None

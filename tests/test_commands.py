@@ -191,8 +191,9 @@ def test_models_shows_what_serves_and_why(
     code, said, _ = command("models", "--url", server.base + "/")
     head, first, second = said.splitlines()
     assert code == 0
-    assert head.split() == ["MODEL", "REFERENCE", "ASPIRED", "SERVING", "STATE", "SINCE", "WHY"]
+    assert head.split() == ["MODEL", "REFERENCE", "ASPIRED", "SERVING", "STATE", "SINCE", "SIZE", "DIGEST", "WHY"]
     assert first.split()[:5] == [MODEL, f"models:/{MODEL}@champion", "1", "1", "READY"]
+    assert "sha256:" in first
     assert second.split()[:6] == ["absent", f"models:/{MODEL}@nobody", "-", "-", "NEW", "-"]
     assert second.endswith("does not exist in the registry")
 

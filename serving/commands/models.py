@@ -22,7 +22,7 @@ COLUMNS = {
     "SERVING": "version",
     "STATE": "state",
     "SINCE": "since",
-    "SIZE": "size",
+    "SIZE": "size_bytes",
     "DIGEST": "digest",
     "WHY": "problem",
 }
@@ -56,7 +56,7 @@ def _cell(key: str, value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
-    if key == "size" and isinstance(value, int | float):
+    if key == "size_bytes" and isinstance(value, int | float):
         return _size(float(value))
     if key == "since":
         return datetime.fromisoformat(value).strftime("%Y-%m-%d %H:%M:%S")

@@ -88,6 +88,7 @@ def test_an_id_that_cannot_be_remembered_is_refused(id: bytes) -> None:
         ({"data": {"name": "fraud", "alias": "champion"}}, "fraud"),
         ({"data": {"alias": "champion"}}, None),
         ({"data": {"name": 3}}, None),
+        ({"data": {"name": ""}}, None),
         ({"data": ["name"]}, None),
         ({"entity": "budget_policy"}, None),
         ({}, None),
