@@ -43,6 +43,7 @@ from serving.threads import in_thread
 
 log = logging.getLogger("headway.lifecycle")
 _ids = itertools.count(1)
+STUMBLED_SECONDS = 1.0
 
 
 class VersionLoader(Protocol):
@@ -205,13 +206,21 @@ class ModelManager:
         """Performs the plan, action by action, until cancelled."""
         try:
             while True:
-                self._wake.clear()
-                while (action := self._plan()) is not None:
-                    await self._perform(action)
-                await self._rest()
+                try:
+                    await self._reconcile()
+                except Exception as error:  # noqa: BLE001  the loop's edge: what went wrong once must not end it
+                    log.error("reconciling stumbled", extra={"model": self.name}, exc_info=error)
+                    await asyncio.sleep(STUMBLED_SECONDS)
         finally:
             if self._loading is not None:
                 self._loading.cancel()
+
+    async def _reconcile(self) -> None:
+        """Everything that the plan asks for now, and a rest until something can change it."""
+        self._wake.clear()
+        while (action := self._plan()) is not None:
+            await self._perform(action)
+        await self._rest()
 
     def close(self, error: Exception | None = None) -> None:
         """Fails whoever still waits: the process ends."""
