@@ -208,7 +208,7 @@ class ModelManager:
             while True:
                 try:
                     await self._reconcile()
-                except Exception as error:  # noqa: BLE001  the loop's edge: what went wrong once must not end it
+                except Exception as error:
                     log.error("reconciling stumbled", extra={"model": self.name}, exc_info=error)
                     await asyncio.sleep(STUMBLED_SECONDS)
         finally:

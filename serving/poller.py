@@ -98,7 +98,7 @@ class Poller:
             self._answered((), str(error))
         except RegistryUnavailable as error:
             await self._unavailable(error)
-        except Exception as error:  # noqa: BLE001  the loop's edge: whatever it is, it will be asked again
+        except Exception as error:
             log.error("polling stumbled", extra={"model": self._manager.name}, exc_info=error)
             await self._unavailable(RegistryUnavailable(f"{self._policy.uri} could not be asked for"))
         else:
