@@ -87,10 +87,12 @@ class Fleet:
                 seat.manager.come()
                 seat.task = asyncio.create_task(_run(seat))
         await seat.manager.turn.wait()
-        if seat.manager.current is None and seat.manager.refused:
+        if seat.manager.current is not None or seat.moving.locked():
+            return  # it is there, or was and leaves again
+        if seat.manager.refused:  # it sleeps on, rather than try again and again and push others out
+            await self.dismiss(seat.manager.name)
             raise NoRoom(f"Model {shown(seat.manager.name)!r} does not fit in server.memory_bytes now.", 10)
-        if seat.manager.current is None and seat.task is not None:
-            raise NotReady(f"Model {shown(seat.manager.name)!r} has no READY version: {seat.manager.why()}.")
+        raise NotReady(f"Model {shown(seat.manager.name)!r} has no READY version: {seat.manager.why()}.")
 
     async def dismiss(self, name: str) -> None:
         """Unloads a model on demand; requests that hold it finish, within the drain bound. BadRequest for others."""
@@ -136,15 +138,24 @@ class Fleet:
 
     async def _make_room(self, wanted: int, coming: Servable) -> None:
         assert self._budget is not None
+        if self._of_required() + max(wanted, coming.memory) > self._budget and self._may_leave(coming):
+            raise NoRoom("more than server.memory_bytes, whoever else leaves", 10)
         while self.used + wanted > self._budget:
             idle = self._idle(coming)
             if idle is not None:
                 log.info("makes room", extra={"model": idle, "for": coming.model, "used_bytes": self.used})
                 await self.dismiss(idle)
-            elif self.seats[coming.model].manager.on_demand:
+            elif self._may_leave(coming):
                 raise NoRoom(f"{wanted or coming.memory} bytes do not fit in server.memory_bytes", 10)
             else:
                 return  # what is required is loaded, whatever it takes
+
+    def _may_leave(self, servable: Servable) -> bool:
+        return self.seats[servable.model].manager.on_demand
+
+    def _of_required(self) -> int:
+        required = (seat.manager for seat in self.seats.values() if not seat.manager.on_demand)
+        return sum(servable.memory for manager in required for servable in manager.servables)
 
     def _idle(self, coming: Servable) -> str | None:
         """The least recently used model on demand that answers nobody now and is not on the move."""

@@ -36,9 +36,10 @@ def heavy(answer: float, megabytes: int) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def heavies(shared: MlflowServer) -> MlflowServer:
-    """`heavy-0` … `heavy-5`, 20 MB each, answering their number; `small`, which needs nothing."""
+    """`heavy-0` … `heavy-5`, 20 MB each, answering their number; `giant`, 80 MB; `small`, which needs nothing."""
     for i in range(6):
         register(shared.uri, f"heavy-{i}", heavy(float(i), 20), A)
+    register(shared.uri, "giant", heavy(9.0, 80), A)
     register(shared.uri, "small", skops(linear(7.0)), A)
     return shared
 
@@ -48,6 +49,7 @@ def start(headway: Callable[..., Server], heavies: MlflowServer, tmp_path: Path)
     def start(**server: Any) -> Server:
         demanded = [{"name": f"heavy-{i}", "uri": f"models:/heavy-{i}/1", "on_demand": True} for i in range(6)]
         entries = [{"name": "small", "uri": "models:/small/1"}, *demanded,
+                   {"name": "giant", "uri": "models:/giant/1", "on_demand": True},
                    {"name": "gone", "uri": "models:/gone@champion", "on_demand": True}]  # fmt: skip
         file = tmp_path / "headway.yaml"
         file.write_text(json.dumps({
@@ -140,13 +142,16 @@ def test_a_budget_keeps_the_models_that_are_used(start: Callable[..., Server]) -
     assert [line["model"] for line in server.lines() if line["message"] == "makes room"] == ["heavy-1"]
 
 
-def test_what_can_never_fit_is_refused_and_hurts_nobody(start: Callable[..., Server]) -> None:
-    """503 with Retry-After that names the setting; what is small goes on."""
-    server = start(memory_bytes=10 * 2**20)
-    refused = ask(server, "heavy-0")
-    assert (refused.status_code, "server.memory_bytes" in refused.json()["error"]) == (503, True)
-    assert int(refused.headers["retry-after"]) > 0
-    assert ask(server, "small").json()["predictions"] == [7.0]
+def test_what_can_never_fit_is_refused_and_pushes_nobody_out(start: Callable[..., Server]) -> None:
+    """503 with Retry-After that names the setting, however often it is asked for; who is there stays there."""
+    server = start(memory_bytes=45 * 2**20)
+    assert ask(server, "heavy-0").status_code == 200
+    for _ in range(2):
+        refused = ask(server, "giant")
+        assert (refused.status_code, "server.memory_bytes" in refused.json()["error"]) == (503, True)
+        assert int(refused.headers["retry-after"]) > 0
+        assert loaded(server) == {"small": "1", "heavy-0": "1"}
+    assert ask(server, "heavy-0").status_code == 200
 
 
 def test_random_traffic_under_a_budget(start: Callable[..., Server]) -> None:
