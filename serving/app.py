@@ -7,10 +7,9 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import prometheus_client
 import uvloop
@@ -23,6 +22,7 @@ from registry.mlflow_registry import MlflowRegistry
 from registry.policies import Fixed, Pinned, parse_reference
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
+from serving.fleet import Fleet, Seat, resident_bytes
 from serving.lifecycle import State
 from serving.loading import FeatureSource, Loader
 from serving.manager import ModelManager
@@ -80,22 +80,20 @@ async def _serve(settings: Settings) -> int:
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
     cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)
     features = _features(settings.features.repo_path)
-    managers = {entry.name: _manager(entry, settings, cache, features, recorder) for entry in settings.models}
-    pollers = {
-        entry.name: _poller(entry, settings, registry, cache, managers[entry.name], metrics)
-        for entry in settings.models
-    }
-    plane = DataPlane(managers, metrics)
-    webhook = _webhook(settings, list(pollers.values()), metrics)
-    scrape = partial(_scrape, metrics, managers, pollers)
+    seats: dict[str, Seat] = {}
+    fleet = Fleet(seats, settings.server.memory_bytes, settings.server.on_demand_seconds, resident_bytes)
+    for entry in settings.models:
+        manager = _manager(entry, settings, cache, features, recorder, fleet)
+        seats[entry.name] = Seat(manager, _poller(entry, settings, registry, cache, manager, metrics))
+    plane = DataPlane(fleet, metrics, repository_api=settings.security.repository_api)
+    webhook = _webhook(settings, [seat.poller for seat in seats.values()], metrics)
+    scrape = partial(_scrape, metrics, fleet)
     http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, scrape, webhook)
-    server = HeadwayServer(_address(settings), plane, http)
-    for name in managers:
+    server = HeadwayServer(_address(settings), plane, http, fleet)
+    for name, seat in seats.items():
         server.register_model(RegistryModel(name, lambda: plane))
-    server.background = [_together(pollers[name].run(), managers[name].run()) for name in managers]
-    if settings.server.fail_fast:
-        for manager in managers.values():
-            manager.first_failure = server.fail
+        if settings.server.fail_fast:
+            seat.manager.first_failure = server.fail
     gc.freeze()  # what is imported stays; collecting after an unload then costs little
     return await server.serve(lambda: _started(settings))
 
@@ -125,6 +123,7 @@ def _manager(
     cache: ArtifactCache,
     features: FeatureSource | None,
     recorder: Recorder,
+    fleet: Fleet,
 ) -> ModelManager:
     uri = parse_reference(entry.uri).uri
     return ModelManager(
@@ -135,6 +134,8 @@ def _manager(
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,
         required=entry.required,
+        on_demand=entry.on_demand,
+        room=fleet.room,
         remember=lambda version: cache.remember(uri, version),
     )
 
@@ -172,12 +173,6 @@ def _webhook(settings: Settings, pollers: Sequence[Poller], metrics: Metrics) ->
     return Webhook(secret.get_secret_value(), wake, lambda outcome: metrics.webhooks.labels(outcome).inc())
 
 
-async def _together(*work: Coroutine[Any, Any, None]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for coroutine in work:
-            group.create_task(coroutine)
-
-
 def _cache_folder(settings: Settings) -> Path:
     """The folder of the artifact cache. A container without a home gets one that lasts as long as this process."""
     folder = cache_folder(settings, os.environ)
@@ -198,11 +193,13 @@ def _address(settings: Settings) -> Address:
     return Address(s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes)
 
 
-def _scrape(metrics: Metrics, managers: Mapping[str, ModelManager], pollers: Mapping[str, Poller]) -> bytes:
+def _scrape(metrics: Metrics, fleet: Fleet) -> bytes:
     """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
-    for name, manager in managers.items():
+    for name, seat in fleet.seats.items():
+        manager = seat.manager
         metrics.alive.labels(name).set(len(manager.alive))
-        metrics.staleness.labels(name).set(pollers[name].staleness)
+        if seat.task is not None:
+            metrics.staleness.labels(name).set(seat.poller.staleness)
         ready = {s.version.version for s in manager.servables if s.state is State.READY}
         for servable in manager.servables:
             number = servable.version.version

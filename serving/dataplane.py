@@ -10,9 +10,8 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -21,7 +20,8 @@ from monitoring.metrics import Metrics
 from registry.versions import ModelVersion
 from serving.completing import Gaps, check_present, fill_gaps, find_gaps
 from serving.decoding import Arrays, Partial, complete
-from serving.errors import BadRequest, DeadlineExceeded, NotFound, outcome_of
+from serving.errors import BadRequest, DeadlineExceeded, Forbidden, NotFound, outcome_of
+from serving.fleet import Fleet
 from serving.loading import Loaded
 from serving.manager import ModelManager, Servable
 from serving.runtimes.base import Outputs, Want
@@ -103,8 +103,11 @@ class Reply(Generic[Out]):
 class DataPlane:
     """Routes a call to its model and walks it through the stages. Lives on the event loop."""
 
-    def __init__(self, managers: Mapping[str, ModelManager], metrics: Metrics, feature_threads: int = 4) -> None:
-        self.managers = managers
+    def __init__(
+        self, fleet: Fleet, metrics: Metrics, feature_threads: int = 4, *, repository_api: bool = False
+    ) -> None:
+        self._fleet, self._repository_api = fleet, repository_api
+        self.managers = {name: seat.manager for name, seat in fleet.seats.items()}
         self._metrics = metrics
         self._feature_threads = ThreadPoolExecutor(feature_threads, "headway-features")
         self.draining = False
@@ -131,13 +134,33 @@ class DataPlane:
         """Answers one request. Raises what `serving.errors.TABLE` knows; the lease is given back in any case."""
         name, version = call.model, ""
         try:
-            with self.manager(name).lease(call.version, call.label) as servable:
+            manager = self.manager(name)
+            if manager.on_demand:
+                call = await self._summon(manager, call)
+            with manager.lease(call.version, call.label) as servable:
                 version = servable.version.version
                 self._metrics.bound(name, version).predictions.inc()
                 return await self._answer(call, request, servable)
         except BaseException as error:
             self._count(name if name in self.managers else "", version, error)
             raise
+
+    async def _summon(self, manager: ModelManager, call: Call) -> Call:
+        """Loads a model that sleeps. That time is not the model's: its deadline begins when it is there."""
+        manager.used = time.monotonic()
+        if manager.current is not None:
+            return call
+        await self._fleet.summon(manager.name, call.timeout)
+        waited = time.monotonic() - manager.used
+        left = None if call.timeout is None else call.timeout - waited
+        return replace(call, received=time.monotonic(), timeout=left)
+
+    async def repository(self, name: str, *, load: bool) -> None:
+        """Loads or unloads a model by request. Raises Forbidden unless the operator allows that."""
+        if not self._repository_api:
+            raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
+        self.manager(name)
+        await (self._fleet.summon(name) if load else self._fleet.dismiss(name))
 
     async def _answer(self, call: Call, request: Request[Out], servable: Servable) -> Reply[Out]:
         loaded, batcher = servable.ready

@@ -78,6 +78,18 @@ class NotReady(ServingError):
     """No version can answer now."""
 
 
+class NotLoadedYet(NotReady):
+    """A model on demand is on its way. `retry_after` is when to ask again, in whole seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NoRoom(NotLoadedYet):
+    """A model does not fit in the memory budget beside those that are busy."""
+
+
 class DeadlineExceeded(ServingError):
     """The request's deadline passed before its rows were computed."""
 

@@ -101,13 +101,23 @@ _LIVE = (State.NEW, State.LOADING, State.WARMING, State.READY)
 _COMING = (State.NEW, State.LOADING, State.WARMING)
 
 
-def plan(aspired: Sequence[ModelVersion], views: Sequence[View], now: float, drain_seconds: float) -> Action | None:
+def plan(
+    aspired: Sequence[ModelVersion],
+    views: Sequence[View],
+    now: float,
+    drain_seconds: float,
+    *,
+    retiring: bool = False,
+) -> Action | None:
     """The one next action that brings reality nearer to what is aspired, or None if there is nothing to do now.
 
     `aspired[0]` answers unversioned requests. At most one version loads at a time, a READY version is published
     before the one it replaces is drained, and without a READY successor nothing is ever drained: an empty
-    aspiration (a vanished alias, an empty registry) keeps the last READY version.
+    aspiration (a vanished alias, an empty registry) keeps the last READY version. `retiring` means to unload all,
+    which only somebody who asks for exactly that can say.
     """
+    if retiring:
+        return _leave(views, now, drain_seconds)
     return _publish(aspired, views) or _retire(aspired, views, now, drain_seconds) or _load(aspired, views, now)
 
 
@@ -135,6 +145,15 @@ def _retire(aspired: Sequence[ModelVersion], views: Sequence[View], now: float, 
         if view.state is State.DRAINING and (view.leases == 0 or now >= view.since + drain_seconds):
             return Unload(view.id)
     return None
+
+
+def _leave(views: Sequence[View], now: float, drain_seconds: float) -> Action | None:
+    for view in views:
+        if view.state is State.FAILED:
+            return Forget(view.id)
+        if view.state is State.READY:
+            return Drain(view.id)
+    return _retire((), views, now, drain_seconds)
 
 
 def _load(aspired: Sequence[ModelVersion], views: Sequence[View], now: float) -> Action | None:

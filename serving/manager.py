@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
@@ -22,7 +22,7 @@ from features.errors import FeatureError
 from registry.errors import RegistryError
 from registry.versions import ModelVersion
 from serving.batching import Batcher
-from serving.errors import NotFound, NotReady
+from serving.errors import NoRoom, NotFound, NotReady
 from serving.lifecycle import (
     Action,
     Drain,
@@ -43,6 +43,8 @@ from serving.threads import in_thread
 
 log = logging.getLogger("headway.lifecycle")
 _ids = itertools.count(1)
+STUMBLED_SECONDS = 1.0
+ASLEEP = "it is loaded when it is asked for"
 
 
 class VersionLoader(Protocol):
@@ -83,6 +85,7 @@ class Servable:
     since: str = ""
     due: float = 0.0
     leases: int = 0
+    memory: int = 0
     loaded: Loaded | None = None
     batcher: Batcher | None = None
 
@@ -98,6 +101,9 @@ class Servable:
         return self.loaded, self.batcher
 
 
+Room = Callable[[Servable], contextlib.AbstractAsyncContextManager[None]]
+
+
 class ModelManager:
     """Keeps one served name in the state that its registry entry aspires to."""
 
@@ -111,19 +117,27 @@ class ModelManager:
         drain_seconds: float = 25.0,
         load_seconds: float = 600.0,
         required: bool = True,
+        on_demand: bool = False,
+        room: Room | None = None,
         remember: Callable[[ModelVersion], None] = lambda version: None,
     ) -> None:
-        """`remember` notes the version that serves, for a start without the registry; it blocks."""
-        self.name, self.uri, self.required = name, uri, required
+        """`remember` notes the version that serves, for a start without the registry; it blocks. `room` is entered around
+        each load, and may refuse it."""
+        self.name, self.uri, self.required, self.on_demand = name, uri, required and not on_demand, on_demand
+        self.used = 0.0
+        self.turn = asyncio.Event()
+        self.refused = False
         self.aspired: tuple[ModelVersion, ...] = ()
         self.current: Servable | None = None
-        self.problem: str | None = "the registry has not been asked yet"
+        self.problem: str | None = ASLEEP if on_demand else "the registry has not been asked yet"
         self.stale = False
         self.first_failure: Callable[[], None] | None = None
         self.servables: list[Servable] = []
-        self._loader, self._watcher, self._remember = loader, watcher, remember
+        self._loader, self._watcher, self._remember, self._room = loader, watcher, remember, room or _anywhere
         self._drain_seconds, self._load_seconds = drain_seconds, load_seconds
         self._wake = asyncio.Event()
+        self._retiring = False
+        self._left = asyncio.Event()
         self._loading: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
         self.alive: weakref.WeakSet[Servable] = weakref.WeakSet()
@@ -143,12 +157,30 @@ class ModelManager:
         self.aspired, self.problem, self.stale = versions, problem, stale
         self._refresh_facts()
         self._wake.set()
+        if not versions:
+            self.turn.set()
 
     def _refresh_facts(self) -> None:
         """Aliases and stage of a loaded version may change without its being rebuilt."""
         known = {version: version for version in self.aspired}
         for servable in self.servables:
             servable.version = known.get(servable.version, servable.version)
+
+    # -- coming and going on demand ---------------------------------------------------------------------------------
+
+    def come(self) -> None:
+        """Begins anew; `turn` is set as soon as it is known whether a version can serve."""
+        self._retiring = self.refused = False
+        self.turn.clear()
+        self.problem = "the registry has not been asked yet"
+
+    async def retire(self) -> None:
+        """Gives out no more leases, and returns when everything is unloaded."""
+        self._retiring = True
+        self._left.clear()
+        self._wake.set()
+        await self._left.wait()
+        self.aspired, self.problem = (), ASLEEP
 
     # -- what requests do -----------------------------------------------------------------------------------------
 
@@ -205,13 +237,23 @@ class ModelManager:
         """Performs the plan, action by action, until cancelled."""
         try:
             while True:
-                self._wake.clear()
-                while (action := self._plan()) is not None:
-                    await self._perform(action)
-                await self._rest()
+                try:
+                    await self._reconcile()
+                except Exception as error:
+                    log.error("reconciling stumbled", extra={"model": self.name}, exc_info=error)
+                    await asyncio.sleep(STUMBLED_SECONDS)
         finally:
             if self._loading is not None:
                 self._loading.cancel()
+
+    async def _reconcile(self) -> None:
+        """Everything that the plan asks for now, and a rest until something can change it."""
+        self._wake.clear()
+        while (action := self._plan()) is not None:
+            await self._perform(action)
+        if self._retiring and not self.servables:
+            self._left.set()
+        await self._rest()
 
     def close(self, error: Exception | None = None) -> None:
         """Fails whoever still waits: the process ends."""
@@ -223,7 +265,7 @@ class ModelManager:
 
     def _plan(self) -> Action | None:
         views = [s.view(self.current) for s in self.servables]
-        return plan(self.aspired, views, time.monotonic(), self._drain_seconds)
+        return plan(self.aspired, views, time.monotonic(), self._drain_seconds, retiring=self._retiring)
 
     async def _rest(self) -> None:
         views = [s.view(self.current) for s in self.servables]
@@ -237,11 +279,17 @@ class ModelManager:
             case Publish(id):
                 self._publish(self._by_id(id))
             case Drain(id):
-                self._enter(self._by_id(id), State.DRAINING)
+                self._drain(self._by_id(id))
             case Unload(id):
                 await self._unload(self._by_id(id))
             case Forget(id):
                 self._remove(self._by_id(id))
+
+    def _drain(self, servable: Servable) -> None:
+        if servable is self.current:
+            self.current = None
+            self.turn.clear()
+        self._enter(servable, State.DRAINING)
 
     def _by_id(self, id: int) -> Servable:
         return next(s for s in self.servables if s.id == id)
@@ -259,7 +307,7 @@ class ModelManager:
     async def _bring_up(self, servable: Servable) -> None:
         """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays."""
         try:
-            async with asyncio.timeout(self._load_seconds):
+            async with asyncio.timeout(self._load_seconds), self._room(servable):
                 loaded = await in_thread(lambda: self._loader.load(servable.version))
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
@@ -267,6 +315,9 @@ class ModelManager:
             servable.batcher = self._batcher(servable, loaded, cost_ms)
             servable.reason, servable.failures = None, 0
             self._enter(servable, State.READY, warm_ms=round(cost_ms, 3))
+        except NoRoom as error:
+            self.refused = True
+            self._failed(servable, str(error))
         except TimeoutError:
             self._failed(servable, f"loading took longer than {self._load_seconds:g} seconds")
         except Exception as error:  # noqa: BLE001  the reconcile loop's edge: a version may fail in any way
@@ -290,12 +341,15 @@ class ModelManager:
         servable.reason = reason
         servable.due = time.monotonic() + backoff(servable.failures)
         self._enter(servable, State.FAILED, retry_in_seconds=backoff(servable.failures))
+        servable.memory = 0
+        self.turn.set()
         if self.first_failure is not None and self.current is None and self.required:
             self.first_failure()
 
     def _publish(self, servable: Servable) -> None:
         before = self.current
-        self.current = servable
+        self.current, self.refused = servable, False
+        self.turn.set()
         log.info(
             "version serves",
             extra={
@@ -339,6 +393,12 @@ class ModelManager:
             extra["reason"] = servable.reason
         log.log(logging.ERROR if to is State.FAILED else logging.INFO, "state changed", extra={**extra, **facts})
         self._watcher.state_changed(self.name, servable.version.version, to)
+
+
+@contextlib.asynccontextmanager
+async def _anywhere(servable: Servable) -> AsyncIterator[None]:
+    """There is always room."""
+    yield
 
 
 class _Disposal:

@@ -98,6 +98,9 @@ class Poller:
             self._answered((), str(error))
         except RegistryUnavailable as error:
             await self._unavailable(error)
+        except Exception as error:
+            log.error("polling stumbled", extra={"model": self._manager.name}, exc_info=error)
+            await self._unavailable(RegistryUnavailable(f"{self._policy.uri} could not be asked for"))
         else:
             aspired = self._policy.aspire(catalogue)
             self._answered(aspired, None if aspired else f"{self._policy.uri} names no usable version")

@@ -27,6 +27,7 @@ from features.errors import FeatureError
 from registry.errors import RegistryError
 from serving.dataplane import DataPlane
 from serving.errors import NotReady, ServingError
+from serving.fleet import Fleet
 from serving.transport.grpc import build_server
 from serving.transport.http import JSON, error_response
 from serving.transport.v1 import dumps
@@ -53,12 +54,11 @@ class PortInUse(OSError):
 class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
     """A `kserve.ModelServer` that runs inside our loop and drains before it closes."""
 
-    def __init__(self, address: Address, plane: DataPlane, http: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, address: Address, plane: DataPlane, http: Callable[..., Awaitable[None]], fleet: Fleet) -> None:
         super().__init__(http_port=address.port, grpc_port=address.grpc_port, workers=1, enable_latency_logging=False)
-        self._address, self._plane = address, plane
+        self._address, self._plane, self._fleet = address, plane, fleet
         self._rest = _Rest(self, address, http)
         self._grpc: grpc.aio.Server | None = None
-        self.background: list[Awaitable[None]] = []
         self.exit_code = 0
 
     async def serve(self, started: Callable[[], None]) -> int:
@@ -71,13 +71,11 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         self._grpc = self._listen_grpc()
         await self._grpc.start()
         rest = asyncio.create_task(self._rest.start())
-        tasks = [asyncio.ensure_future(work) for work in self.background]
+        self._fleet.start()
         started()
         await _first(asyncio.create_task(stop.wait()), rest)
         await self._drain(rest)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._fleet.stop()
         return self.exit_code
 
     request_stop: Callable[[], None]

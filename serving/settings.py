@@ -85,6 +85,8 @@ class Server(_Group):
     drain_seconds: float = Field(25.0, ge=0)
     load_seconds: float = Field(600.0, gt=0)
     fail_fast: bool = False
+    memory_bytes: int | None = Field(None, ge=1)
+    on_demand_seconds: float = Field(30.0, gt=0)
     workers: Annotated[int, AfterValidator(_not_built)] = 1
     docs: Annotated[bool, AfterValidator(_not_built)] = False
 
@@ -111,7 +113,7 @@ class Features(_Group):
 class Security(_Group):
     """Who may do what."""
 
-    repository_api: Annotated[bool, AfterValidator(_not_built)] = False
+    repository_api: bool = False
     allow_pickle_from: Prefixes = ()
     allow_code_from: Prefixes = ()
 
@@ -155,7 +157,7 @@ class ModelEntry(Served):
     name: str = Field(min_length=1, pattern=r"^[^/:]+$")
     uri: str
     required: bool = True
-    on_demand: Annotated[bool, AfterValidator(_not_built)] = False
+    on_demand: bool = False
     digest: Annotated[str | None, AfterValidator(_digest)] = None
 
 

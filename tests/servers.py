@@ -62,7 +62,9 @@ def copy_registry(trained: Path, home: Path) -> Path:
 
 
 @contextlib.contextmanager
-def start_mlflow(home: Path, port: int | None = None, *flags: str, **extra: str) -> Iterator[MlflowServer]:
+def start_mlflow(
+    home: Path, port: int | None = None, *flags: str, scheme: str = "http", **extra: str
+) -> Iterator[MlflowServer]:
     """A tracking server whose SQLite file and artifacts lie in `home`; `extra` is environment."""
     port = port or free_port()
     command = [
@@ -75,8 +77,8 @@ def start_mlflow(home: Path, port: int | None = None, *flags: str, **extra: str)
     with (home / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, home / "mlflow.log")
-        yield MlflowServer(f"http://127.0.0.1:{port}")
+        wait_for(f"{scheme}://127.0.0.1:{port}/health", process, home / "mlflow.log")
+        yield MlflowServer(f"{scheme}://127.0.0.1:{port}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

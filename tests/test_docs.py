@@ -22,6 +22,7 @@ from serving.commands.serve import settings_from
 from serving.configuration import Configuration, ModelOptions, resolve
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
+from serving.fleet import Fleet
 from serving.lifecycle import State
 from serving.settings import PREFIX, ModelEntry, Served, Settings, load_settings
 from serving.transport.http import Http
@@ -140,7 +141,7 @@ def test_every_variable_in_a_page_is_accepted() -> None:
     for page in [*pages(), ROOT / ".env.example"]:
         for name in re.findall(r"HEADWAY_[A-Z]+__[A-Z_]+", page.read_text("utf-8")):
             value = defaults.get(name, "").strip("`")
-            load_settings({}, {name: value if value != "—" else "somewhere"})
+            load_settings({}, {name: value if value != "—" else "123456789"})
 
 
 def test_the_example_environment_changes_nothing() -> None:
@@ -151,7 +152,7 @@ def test_the_example_environment_changes_nothing() -> None:
     for name, (variable, default) in expected_settings().items():
         if variable in given and default != "—":
             assert as_written(given[variable]).strip("`") == default.strip("`"), name
-    unbuilt = {"SERVER__WORKERS", "SERVER__DOCS", "SECURITY__REPOSITORY_API"}
+    unbuilt = {"SERVER__WORKERS", "SERVER__DOCS"}
     variables = {variable for variable, _ in expected_settings().values() if variable != "—"}
     assert {name for name in given if name.startswith(PREFIX)} == variables - {PREFIX + name for name in unbuilt}
 
@@ -242,7 +243,7 @@ async def test_every_route_is_documented_and_exists() -> None:
         raise AssertionError("only CloudEvents go to KServe's app")
 
     webhook = Webhook("a secret", lambda name: 0, lambda outcome: None)
-    http = Http(DataPlane({}, metrics), metrics, no_app, 1, metrics.exposition, webhook)
+    http = Http(DataPlane(Fleet({}, None, 1.0, lambda: 0), metrics), metrics, no_app, 1, metrics.exposition, webhook)
     unused = {(verb, pattern.pattern) for verb, pattern, _ in http._routes}
     for verb, path in documented_routes():
         try:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from scripts.load import Load
 from tests.models import columns, linear, register, skops
-from tests.servers import MlflowServer, Server, free_port, start_mlflow
+from tests.servers import MlflowServer, Server
 
 pytestmark = pytest.mark.e2e
 AB = columns(("a", "double"), ("b", "double"))
@@ -135,34 +135,3 @@ def test_a_version_that_is_deleted_while_it_serves(sums: MlflowServer, serve: Ca
     publish(sums, "doomed", 1)
     sums.set_alias("doomed", "champion", "2")
     server.until_serves("2", "doomed")
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[MlflowServer]:
-    """A tracking server that asks for a user and a password."""
-    (tmp_path / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
-        "admin_password = a-long-password-1\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
-    environ = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "secret", "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
-               "MLFLOW_AUTH_ADMIN_PASSWORD": "a-long-password-1"}  # fmt: skip
-    with start_mlflow(tmp_path, free_port(), "--app-name", "basic-auth", **environ) as server:
-        yield server
-
-
-def test_a_registry_that_wants_credentials(
-    guarded: MlflowServer, headway: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow's own variables are used to read and to download; without them, or wrong ones, the status says so."""
-    login = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "a-long-password-1"}
-    for name, value in login.items():
-        monkeypatch.setenv(name, value)
-    publish(guarded, "secret", 1)
-    flags = ("--model-uri", "models:/secret/1")
-    for name in login:
-        monkeypatch.delenv(name)
-    server = headway(*flags, MLFLOW_TRACKING_URI=guarded.uri, **login)
-    server.until_ready()
-    assert answers(server, "secret") == (1, "1")
-    wrong = headway(*flags, MLFLOW_TRACKING_URI=guarded.uri, **{**login, "MLFLOW_TRACKING_PASSWORD": "wrong"})
-    wrong.until(lambda: "other credentials" in (wrong.status("secret")["problem"] or ""), "told")

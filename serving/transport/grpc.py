@@ -20,7 +20,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSe
 
 from monitoring.logs import request_id
 from serving.dataplane import Answer, Call, DataPlane, Decoded
-from serving.errors import BadRequest, Forbidden, QueueFull, outcome_of, public_text
+from serving.errors import BadRequest, NotLoadedYet, QueueFull, outcome_of, public_text
 from serving.loading import Loaded
 from serving.runtimes.base import datatype_of
 from serving.schema import shown
@@ -201,16 +201,22 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
         return await _guard(context, answer)
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
-        """Refused: the registry says what is loaded."""
-        return await _guard(context, _refuse)
+        """Loads a model that is served on demand, where `security.repository_api` allows it."""
+
+        async def answer() -> Any:
+            await self._plane.repository(request.model_name, load=True)
+            return pb.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
+
+        return await _guard(context, answer)
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        """Refused: the registry says what is loaded."""
-        return await _guard(context, _refuse)
+        """Unloads a model that is served on demand, where `security.repository_api` allows it."""
 
+        async def answer() -> Any:
+            await self._plane.repository(request.model_name, load=False)
+            return pb.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
 
-async def _refuse() -> Any:
-    raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
+        return await _guard(context, answer)
 
 
 async def _guard(context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
@@ -218,7 +224,7 @@ async def _guard(context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
     try:
         return await answer()
     except Exception as error:  # noqa: BLE001  the request boundary: every error becomes a status
-        if isinstance(error, QueueFull):
+        if isinstance(error, QueueFull | NotLoadedYet):
             context.set_trailing_metadata((("retry-after", str(error.retry_after)),))
         await context.abort(outcome_of(error).grpc, public_text(error))
 

@@ -19,9 +19,9 @@ from serving.dataplane import Call, DataPlane, Reply
 from serving.errors import (
     BadRequest,
     BodyTooLarge,
-    Forbidden,
     MethodNotAllowed,
     NotFound,
+    NotLoadedYet,
     NotOffered,
     QueueFull,
     RateLimited,
@@ -230,7 +230,7 @@ class Http:
             ("GET", f"/v2/models/{versioned}/ready", self._model_ready),
             ("POST", "/v2/repository/index", self._index),
             ("POST", f"/v2/models/{versioned}/infer", self._infer),
-            ("POST", f"/v2/repository/models/{model}/(?:load|unload)", self._refuse),
+            ("POST", f"/v2/repository/models/{model}/(?P<what>load|unload)", self._repository),
         ]
         if webhook is not None:
             routes.append(("POST", "/webhooks/mlflow", webhook))
@@ -287,8 +287,9 @@ class Http:
         only_ready = bool(parse_object(body).get("ready", False)) if body.strip() else False
         return Response(200, dumps(index(self._plane.managers.values(), only_ready=only_ready)))
 
-    async def _refuse(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
+    async def _repository(self, exchange: Exchange, parts: dict[str, str]) -> Response:
+        await self._plane.repository(parts["model"], load=parts["what"] == "load")
+        return Response(200, dumps({"name": parts["model"], parts["what"]: True}))
 
 
 def _constant(body: dict[str, Any]) -> Handler:
@@ -309,7 +310,7 @@ def _answered(reply: Reply[bytes]) -> Response:
 def error_response(error: Exception) -> Response:
     """The contract's error body and status for any exception."""
     headers = [JSON]
-    if isinstance(error, QueueFull | RateLimited):
+    if isinstance(error, QueueFull | RateLimited | NotLoadedYet):
         headers.append((b"retry-after", str(error.retry_after).encode()))
     return Response(outcome_of(error).http, dumps({"error": public_text(error)}), headers)
 

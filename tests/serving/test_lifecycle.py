@@ -133,3 +133,24 @@ def test_once_ready_a_model_never_has_no_ready_version(seed: int) -> None:
         else:
             pytest.fail("the plan does not settle")
         world.event()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_model_that_retires_ends_with_nothing_and_loads_nothing(seed: int) -> None:
+    """From any state, with loads that end well or badly meanwhile, and leases that are held to the drain bound."""
+    dice = random.Random(seed)
+    world = World(dice)
+    for _ in range(dice.randrange(30)):
+        action = plan(dice.choice([[V1], [V1, V2], [V2]]), world.views, world.now, 1.0)
+        if action is not None:
+            world.perform(action)
+        world.event()
+    for view in world.views:
+        world.change(view.id, leases=dice.randrange(2))
+    for _ in range(200):
+        action = plan([V1], world.views, world.now, 1.0, retiring=True)
+        assert not isinstance(action, Load | Publish)
+        if action is not None:
+            world.perform(action)
+        world.event()
+    assert world.views == []

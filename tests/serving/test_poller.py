@@ -22,12 +22,15 @@ class Registry:
 
     def __init__(self) -> None:
         self.asked, self.down = 0, False
+        self.bug: Exception | None = None
         self.may_answer = threading.Event()
         self.may_answer.set()
 
     def catalogue(self, policy: Policy) -> Catalogue:
         self.asked += 1
         assert self.may_answer.wait(10)
+        if self.bug is not None:
+            raise self.bug
         if self.down:
             raise RegistryUnavailable("down")
         return (ModelVersion(policy.name, str(self.asked), aliases=("champion",)),)
@@ -118,5 +121,15 @@ async def test_a_wake_cuts_a_back_off_short() -> None:
     registry.down = True
     async with polling(registry) as poller:
         registry.down = False
+        poller.wake()
+        await until(lambda: registry.asked == 2)
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_the_polling() -> None:
+    """It counts as no answer, and its text goes to the log alone."""
+    registry = Registry()
+    registry.bug = ZeroDivisionError("secret")
+    async with polling(registry) as poller:
+        registry.bug = None
         poller.wake()
         await until(lambda: registry.asked == 2)

@@ -147,8 +147,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "server: {workers: 2}", "server: {docs: true}", "security: {repository_api: true}",
-        "models: [{name: m, uri: 'models:/m/1', on_demand: true}]",
+        "server: {workers: 2}", "server: {docs: true}",
     ],
 )  # fmt: skip
 def test_a_setting_whose_part_is_not_built_says_so(tmp_path: Path, text: str) -> None:
