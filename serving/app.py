@@ -20,7 +20,6 @@ from monitoring.metrics import Metrics
 from registry.cache import ArtifactCache
 from registry.mlflow_registry import MlflowRegistry
 from registry.policies import Fixed, Pinned, parse_reference
-from serving.configuration import ModelOptions
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat, resident_bytes
@@ -28,6 +27,7 @@ from serving.lifecycle import State
 from serving.loading import FeatureSource, Loader
 from serving.manager import ModelManager
 from serving.model import RegistryModel
+from serving.options import options_of
 from serving.poller import Poller
 from serving.server import Address, HeadwayServer, check_port, kserve_app
 from serving.settings import ModelEntry, Settings, cache_folder
@@ -186,24 +186,6 @@ def _cache_folder(settings: Settings) -> Path:
             log.warning("registry.cache_dir is not set and there is no home: nothing is kept over a restart")
             return Path(tempfile.mkdtemp(prefix="headway-"))
     return folder
-
-
-def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
-    """One model's options: its entry first, then `defaults`, then what is built in."""
-    defaults = settings.defaults
-
-    def first(*values: bool | float | None) -> bool | float | None:
-        return next((v for v in values if v is not None), None)
-
-    timeout = first(entry.timeout_ms, defaults.timeout_ms)
-    return ModelOptions(
-        allow_pickle=bool(first(entry.allow_pickle, defaults.allow_pickle)),
-        allow_code=bool(first(entry.allow_code, defaults.allow_code)),
-        timeout_ms=1000.0 if timeout is None else float(timeout),
-        ignore_extra_columns=bool(first(entry.ignore_extra_columns, defaults.ignore_extra_columns)),
-        entry={**entry.batching.model_dump(), "output": entry.output, "per_instance": entry.per_instance},
-        defaults={**defaults.batching.model_dump(), "output": defaults.output, "per_instance": defaults.per_instance},
-    )
 
 
 def _address(settings: Settings) -> Address:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from registry.errors import InvalidModel
+from registry.signatures import SignatureRule
 from serving.batching import BatchingLimits
 
 OUTPUTS = ("auto", "labels", "probabilities", "raw")
@@ -24,6 +25,10 @@ class ModelOptions:
 
     allow_pickle: bool = False
     allow_code: bool = False
+    allow_pickle_from: tuple[str, ...] = ()
+    allow_code_from: tuple[str, ...] = ()
+    digest: str | None = None
+    signature: SignatureRule = field(default_factory=SignatureRule)
     timeout_ms: float = 1000.0
     ignore_extra_columns: bool = False
     entry: Mapping[str, Any] = field(default_factory=dict)

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from registry.errors import InvalidModel
-from registry.mlmodel import MLmodel, Signature, read_mlmodel
+from registry.mlmodel import MLmodel, Signature
 from registry.versions import ModelVersion
 from serving.configuration import Configuration, ModelOptions, resolve
 from serving.decoding import Arrays, Partial, complete, decode_instances
 from serving.runtimes.base import Outputs, Runtime, Want, datatype_of
 from serving.schema import InputSchema, blank, compile_schema
-from serving.trust import check_trust
+from serving.verdict import judge
 
 log = logging.getLogger("headway.lifecycle")
 
@@ -116,11 +116,10 @@ class Loader:
             raise
 
     def _load(self, version: ModelVersion, files: Files) -> Loaded:
-        model = read_mlmodel(files.path)
         options = self._options
+        model = judge(version, files, options).accepted
         configuration = resolve(options, version.tags, model.metadata)
         schema = compile_schema(model.signature, ignore_extra=options.ignore_extra_columns)
-        check_trust(model, allow_pickle=options.allow_pickle, allow_code=options.allow_code)
         lookup = self._lookup(configuration, schema)
         runtime = _runtime(model, schema, configuration)
         assert model.signature is not None

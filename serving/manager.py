@@ -416,6 +416,6 @@ class _Disposal:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error, for people; a library's error also says its class."""
-    text = (str(error).strip().splitlines() or [""])[0][:300]
-    return text if isinstance(error, RegistryError | FeatureError) else f"{type(error).__name__}: {text}"
+    """The first line of an error, for people, ours whole; a library's is cut, and says its class."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text[:2000] if isinstance(error, RegistryError | FeatureError) else f"{type(error).__name__}: {text[:300]}"

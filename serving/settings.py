@@ -7,15 +7,17 @@ reads this module; everything else takes plain values.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from registry.errors import InvalidReference
 from registry.policies import parse_reference, selector
+from serving.prefixes import check_prefix
 
 PREFIX = "HEADWAY_"
 SHORTEST_SECRET = 8
@@ -35,6 +37,27 @@ def _long_enough(secret: SecretStr | None) -> SecretStr | None:
     if secret is not None and len(secret.get_secret_value()) < SHORTEST_SECRET:
         raise ValueError(f"must have at least {SHORTEST_SECRET} characters")
     return secret
+
+
+def _digest(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(sha256:)?[0-9a-fA-F]{64}", value):
+        raise ValueError("must be sha256: and 64 hexadecimal digits, as headway verify prints them")
+    return value and f"sha256:{value.removeprefix('sha256:').lower()}"
+
+
+def _inner_file(value: str | None) -> str | None:
+    if value is not None and (not value or value.startswith("/") or ".." in value.split("/")):
+        raise ValueError("must be the name of a file among the version's own")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+#: A list that may be one word: in the environment that is easier to write.
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Prefixes = Annotated[tuple[Annotated[str, AfterValidator(check_prefix)], ...], BeforeValidator(_as_list)]
 
 
 class _Group(BaseModel):
@@ -91,6 +114,8 @@ class Security(_Group):
     """Who may do what."""
 
     repository_api: bool = False
+    allow_pickle_from: Prefixes = ()
+    allow_code_from: Prefixes = ()
 
 
 class Monitoring(_Group):
@@ -99,12 +124,27 @@ class Monitoring(_Group):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
+class Signature(_Group):
+    """Whose signatures count, and where in a version's files they are. Paths are of this machine's PEM files."""
+
+    required: bool | None = None
+    file: Annotated[str | None, AfterValidator(_inner_file)] = None
+    public_key: str | None = None
+    certificate_chain: Words | None = None
+
+    @property
+    def trusts(self) -> bool:
+        """Whether there is anything to check a signature with."""
+        return bool(self.public_key or self.certificate_chain)
+
+
 class Served(_Group):
     """What both `defaults` and an entry of `models` may say of a model."""
 
     allow_pickle: bool | None = None
     allow_code: bool | None = None
     timeout_ms: float | None = Field(None, ge=0)
+    signature: Signature = Signature()
     batching: Batching = Batching()
     output: Literal["auto", "labels", "probabilities", "raw"] | None = None
     per_instance: bool | None = None
@@ -118,7 +158,7 @@ class ModelEntry(Served):
     uri: str
     required: bool = True
     on_demand: bool = False
-    digest: Annotated[str | None, AfterValidator(_not_built)] = None
+    digest: Annotated[str | None, AfterValidator(_digest)] = None
 
 
 class Settings(_Group):
@@ -177,15 +217,24 @@ def model_from_words(uri: str | None, name: str | None, version: str | None) -> 
 
 
 def _check_models(settings: Settings) -> None:
+    _check_signature("defaults", settings.defaults, settings.defaults)
     names = [entry.name for entry in settings.models]
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(f"models: the name {name!r} stands twice")
     for i, entry in enumerate(settings.models):
+        _check_signature(f"models[{i}]", entry, settings.defaults)
         try:
             parse_reference(entry.uri)
         except InvalidReference as error:
             raise SettingsError(f"models[{i}].uri: {error}") from error
+
+
+def _check_signature(where: str, entry: Served, defaults: Served) -> None:
+    """A signature that is required must be checkable. Raises SettingsError."""
+    required = defaults.signature.required if entry.signature.required is None else entry.signature.required
+    if required and not (entry.signature.trusts or defaults.signature.trusts):
+        raise SettingsError(f"{where}.signature: it is required, and there is no public_key and no certificate_chain")
 
 
 def _from_file(file: Path | None) -> dict[str, Any]:

@@ -1,62 +1,102 @@
 """The trust gate: may this version's files be loaded? Decided from the MLmodel file and the archives' bytes.
 
-It stands in front of every loader and fails closed. pickle and cloudpickle need `allow_pickle`; a PythonModel,
+It is a part of the verdict (`serving/verdict.py`), stands in front of every loader, and fails closed. pickle and cloudpickle need `allow_pickle`; a PythonModel,
 models-from-code, `code_paths` and foreign loader modules are code and need `allow_code`, which includes `allow_pickle`;
 skops loads with the server's own list, never with the model's; ONNX loads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from serving.trusted_types import TRUSTED_SKOPS
 
+#: Flavours that a runtime exists for, in the order in which they are chosen.
+SERVED = ("sklearn", "pytorch", "python_function")
+
 #: Loader modules whose models are data only, without any pickle.
 _DATA_ONLY = frozenset({"mlflow.onnx"})
+_PYTHON_MODEL = "mlflow.pyfunc.model"
 
 
-def check_trust(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> None:
-    """Raises InvalidModel with every reason why the version must not be loaded."""
-    reasons = list(_reasons(model, allow_pickle or allow_code, allow_code))
-    if reasons:
-        raise InvalidModel("; ".join(reasons))
-
-
-def _reasons(model: MLmodel, allow_pickle: bool, allow_code: bool) -> Iterator[str]:
+def trust_reasons(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> Iterator[str]:
+    """Every reason why the version must not be loaded; none if it may."""
     if not allow_code:
         yield from _code(model)
-    if "sklearn" in model.flavors:
-        yield from _sklearn(model, allow_pickle)
-    elif "pytorch" in model.flavors:
-        yield from _pytorch(model, allow_pickle)
-    elif not allow_pickle:
-        loader = str(model.flavor("python_function").get("loader_module", ""))
-        if loader.startswith("mlflow.") and loader not in _DATA_ONLY:
-            yield f"models of {loader[:64]} may hold pickles: set allow_pickle to load them"
+    flavor = next((name for name in SERVED if name in model.flavors), None)
+    if flavor == "sklearn":
+        yield from _sklearn(model, allow_pickle or allow_code)
+    elif flavor == "pytorch":
+        yield from _pytorch(model, allow_pickle or allow_code)
+    elif flavor == "python_function":
+        yield from _pyfunc(model, allow_pickle or allow_code)
+    else:
+        yield "the version has no flavour that can be served: sklearn, pytorch or python_function"
+
+
+def format_of(model: MLmodel | None) -> str:
+    """The flavour that would be loaded and how it is saved, in words for people."""
+    if model is None:
+        return "unknown"
+    flavor = next((name for name in SERVED if name in model.flavors), "unknown")
+    if flavor == "sklearn":
+        return f"sklearn, {_serialization(model)}"
+    if flavor == "pytorch":
+        return f"pytorch, {'pt2' if _exported(model) else 'pickle'}"
+    return f"python_function, {_loader(model)[:64]}" if flavor == "python_function" else flavor
 
 
 def _code(model: MLmodel) -> Iterator[str]:
     for name, conf in model.flavors.items():
         if conf.get("code"):
             yield f"the {name[:64]} flavour brings code of its own (code_paths): set allow_code to load it"
-    pyfunc = model.flavor("python_function")
-    loader = str(pyfunc.get("loader_module", ""))
-    if "python_model" in pyfunc or "model_code_path" in pyfunc or loader == "mlflow.pyfunc.model":
+    pyfunc, loader = model.flavor("python_function"), _loader(model)
+    if "python_model" in pyfunc or "model_code_path" in pyfunc or loader == _PYTHON_MODEL:
         yield "the version is a PythonModel, which is code: set allow_code to load it"
     elif loader and not loader.startswith("mlflow."):
         yield f"the loader module {loader[:64]!r} is not MLflow's own: set allow_code to load it"
+    onnx = model.flavor("onnx")
+    if _options_of_onnxruntime(onnx):
+        yield "the onnx flavour sets options of onnxruntime, which may load libraries: set allow_code to load it"
+
+
+def _options_of_onnxruntime(conf: Mapping[str, Any]) -> bool:
+    """Some execution providers take paths of shared libraries. Their bare names are what MLflow writes."""
+    providers = conf.get("providers") or []
+    bare = isinstance(providers, str) or all(isinstance(provider, str) for provider in providers)
+    session = conf.get("onnx_session_options") or {}
+    return not bare or bool(session.get("extra_session_config"))
+
+
+def _loader(model: MLmodel) -> str:
+    return str(model.flavor("python_function").get("loader_module") or "")
+
+
+def _pyfunc(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
+    loader = _loader(model)
+    if not loader:
+        yield "the python_function flavour names no loader module"
+    elif loader.startswith("mlflow.") and loader not in (*_DATA_ONLY, _PYTHON_MODEL) and not allow_pickle:
+        yield f"models of {loader[:64]} may hold pickles: set allow_pickle to load them"
+
+
+def _serialization(model: MLmodel) -> str:
+    """How an estimator is saved; MLmodel files from before formats were named do not say, and mean pickle."""
+    return str(model.flavor("sklearn").get("serialization_format", "pickle"))[:32]
 
 
 def _sklearn(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
-    conf = model.flavor("sklearn")
-    serialization = str(conf.get("serialization_format", "pickle"))
-    if serialization == "skops":
-        yield from _skops(_inside(model, str(conf.get("pickled_model", ""))))
-    elif not allow_pickle:
-        yield f"the model is saved as {serialization[:32]}, which runs code when it is loaded: set allow_pickle to load it"
+    serialization = _serialization(model)
+    file = _inside(model, str(model.flavor("sklearn").get("pickled_model", "")))
+    if file is None:
+        yield "the MLmodel file names a model file that is not in the version's folder"
+    elif serialization == "skops":
+        yield from _skops(file)
+    if serialization != "skops" and not allow_pickle:
+        yield f"the model is saved as {serialization}, which runs code when it is loaded: set allow_pickle to load it"
 
 
 def _skops(file: Path) -> Iterator[str]:
@@ -72,17 +112,25 @@ def _skops(file: Path) -> Iterator[str]:
 
 
 def _pytorch(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
-    from serving.runtimes.pytorch import pt2_reasons, saved_as_pt2
-
-    if saved_as_pt2(model):
+    try:
+        from serving.runtimes.pytorch import pt2_reasons
+    except ImportError as error:
+        yield f"PyTorch cannot be imported here ({type(error).__name__}): install the extra torch"
+        return
+    if _exported(model):
         yield from pt2_reasons(model)
     elif not allow_pickle:
         yield "the model is saved as pickle, which runs code when it is loaded: set allow_pickle to load it"
 
 
-def _inside(model: MLmodel, name: str) -> Path:
-    """A file of the version; refuses names and links that lead out of its folder."""
+def _exported(model: MLmodel) -> bool:
+    """Whether the file that the loader would open is a `.pt2`. Raises InvalidModel for one outside of the folder."""
+    from serving.runtimes.pytorch import saved_as_pt2
+
+    return saved_as_pt2(model)
+
+
+def _inside(model: MLmodel, name: str) -> Path | None:
+    """A file of the version; None for names and links that lead out of its folder, or nowhere."""
     file = (model.path / name).resolve()
-    if not name or not file.is_relative_to(model.path.resolve()) or not file.is_file():
-        raise InvalidModel("the MLmodel file names a model file that is not in the version's folder")
-    return file
+    return file if name and file.is_relative_to(model.path.resolve()) and file.is_file() else None

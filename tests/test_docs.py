@@ -63,6 +63,8 @@ def built_in() -> dict[str, Any]:
     return {
         **{name: getattr(options, name) for name in own},
         **{name: getattr(resolved, name) for name in ("output", "per_instance")},
+        **{f"signature.{name}": getattr(options.signature, name) for name in ("required", "file", "public_key")},
+        "signature.certificate_chain": None,
         **{f"batching.{name}": getattr(resolved.limits, name) for name in type(resolved.limits).__slots__},
     }
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from scripts.load import Load
 from tests.models import columns, puppet, register
@@ -124,6 +125,27 @@ def test_a_broken_version_leaves_the_old_one_serving(server: Server, registry: M
     registry.set_alias(MODEL, "champion", "1")
     server.until(lambda: states(server) == {"1": "READY"}, "forgotten")
     assert server.metric("model_loaded", model_name="aliased", model_version=broken) is None
+
+
+def test_a_tag_that_cannot_be_understood_never_hurts_what_serves(server: Server, registry: MlflowServer) -> None:
+    """On a new version, or on the one that serves: the tag's new configuration is FAILED, and the old one answers."""
+    for number in ("2", "1"):
+        registry.set_tag(MODEL, number, "headway.max_rows", "many")
+        registry.set_alias(MODEL, "champion", number)
+        server.until(lambda: "FAILED" in [v["state"] for v in server.status("aliased")["versions"]], "failed")
+        (failed,) = [v for v in server.status("aliased")["versions"] if v["state"] == "FAILED"]
+        assert (failed["version"], "headway.max_rows" in failed["reason"]) == (number, True)
+        answer = server.post("/v1/models/aliased:predict", GOOD)
+        assert (answer.status_code, answer.json()["model_version"]) == (200, "1")
+        assert server.get("/ready").status_code == 200
+        delete_tag(registry, number, "headway.max_rows")
+        server.until_serves(number, "aliased")
+        registry.set_alias(MODEL, "champion", "1")
+        server.until(lambda: states(server) == {"1": "READY"}, "as before")
+
+
+def delete_tag(registry: MlflowServer, number: str, key: str) -> None:
+    MlflowClient(registry.uri).delete_model_version_tag(MODEL, number, key)
 
 
 def test_a_vanished_alias_never_unloads_the_last_version(server: Server, registry: MlflowServer) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import cache, models, promote, serve, webhook
+from serving.commands import cache, models, promote, serve, verify, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
@@ -15,6 +15,7 @@ VERBS: Sequence[Verb] = (
     models.VERB,
     promote.PROMOTE,
     promote.ROLLBACK,
+    verify.VERB,
     webhook.VERB,
     cache.VERB,
 )

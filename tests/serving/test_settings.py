@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from registry.errors import InvalidModel
-from serving.app import options_of
+from registry.signatures import SignatureRule
 from serving.configuration import Configuration, resolve
+from serving.options import options_of
 from serving.settings import ModelEntry, Settings, SettingsError, load_settings, model_from_words
 
 FILE = """
@@ -99,6 +100,13 @@ def test_every_setting_has_a_variable(file: Path, name: str, value: str, found: 
         ("models: [{name: m, uri: nonsense}]", r"models\[0\]\.uri.*'nonsense'"),
         ("models: [{name: a/b, uri: 'models:/m/1'}]", r"models\.0\.name"),
         ("models: [{name: m, uri: 'models:/m/1'}, {name: m, uri: 'models:/m/2'}]", r"'m' stands twice"),
+        ("models: [{name: m, uri: 'models:/m/1', digest: abc}]", r"models\.0\.digest.*headway verify"),
+        ("security: {allow_pickle_from: [fraud]}", r"allow_pickle_from.*'fraud' is no prefix"),
+        ("security: {allow_code_from: ['s3://trusted/../all']}", r"allow_code_from.*is no prefix"),
+        ("security: {allow_code_from: ['']}", r"allow_code_from.*is no prefix"),
+        ("defaults: {signature: {required: true}}", r"defaults\.signature.*public_key"),
+        ("models: [{name: m, uri: 'models:/m/1', signature: {required: true}}]", r"models\[0\]\.signature.*public_key"),
+        ("defaults: {signature: {file: ../model.sig}}", r"defaults\.signature\.file"),
         ("[1, 2]", "mapping"),
         ("server: [", "not YAML"),
     ],
@@ -140,7 +148,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     "text",
     [
         "server: {workers: 2}", "server: {docs: true}",
-        "models: [{name: m, uri: 'models:/m/1', digest: abc}]",
     ],
 )  # fmt: skip
 def test_a_setting_whose_part_is_not_built_says_so(tmp_path: Path, text: str) -> None:
@@ -201,10 +208,71 @@ def test_an_entry_may_take_back_what_the_defaults_allow(tmp_path: Path) -> None:
     assert (options.allow_code, options.allow_pickle) == (False, True)
 
 
+DIGEST = "0123456789abcdef" * 4
+
+
+@pytest.mark.parametrize("written", [DIGEST, f"sha256:{DIGEST}", DIGEST.upper()])
+def test_a_digest_may_be_written_with_or_without_its_prefix(tmp_path: Path, written: str) -> None:
+    """What holds is the one spelling of the status."""
+    settings = reading(f"models: [{{name: m, uri: 'models:/m/1', digest: '{written}'}}]", tmp_path)
+    assert options_of(settings.models[0], settings).digest == f"sha256:{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("", (("models:/m",), ("/models",))),
+        ("allow_pickle: false", ((), ("/models",))),
+        ("allow_code: false", (("models:/m",), ())),
+        ("allow_code: false, allow_pickle: false", ((), ())),
+    ],
+)
+def test_what_an_entry_says_of_trust_beats_the_prefixes(
+    tmp_path: Path, entry: str, expected: tuple[tuple[str, ...], tuple[str, ...]]
+) -> None:
+    """A prefix allows what nobody spoke of."""
+    text = f"""
+security: {{allow_pickle_from: ["models:/m"], allow_code_from: [/models]}}
+models: [{{name: m, uri: 'models:/m/1', {entry}}}]
+"""
+    settings = reading(text, tmp_path)
+    options = options_of(settings.models[0], settings)
+    assert (options.allow_pickle_from, options.allow_code_from) == expected
+
+
+def test_a_list_in_the_environment_may_be_one_word_or_json() -> None:
+    """Both mean prefixes."""
+    for value, expected in (("models:/m", ("models:/m",)), ('["models:/m", "/a"]', ("models:/m", "/a"))):
+        settings = load_settings({}, {"HEADWAY_SECURITY__ALLOW_PICKLE_FROM": value})
+        assert settings.security.allow_pickle_from == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("", SignatureRule(True, "model.sig", Path("team.pub"))),
+        ("signature: {required: false}", SignatureRule(False, "model.sig", Path("team.pub"))),
+        ("signature: {file: own.sig}", SignatureRule(True, "own.sig", Path("team.pub"))),
+        ("signature: {public_key: own.pub}", SignatureRule(True, "model.sig", Path("own.pub"))),
+        ("signature: {certificate_chain: ca.pem}", SignatureRule(True, "model.sig", None, (Path("ca.pem"),))),
+    ],
+)
+def test_a_signature_is_configured_for_all_models_or_for_one(
+    tmp_path: Path, entry: str, expected: SignatureRule
+) -> None:
+    """Who names a key or certificates of its own trusts no others."""
+    text = f"""
+defaults: {{signature: {{required: true, public_key: team.pub}}}}
+models: [{{name: m, uri: 'models:/m/1', {entry}}}]
+"""
+    settings = reading(text, tmp_path)
+    assert options_of(settings.models[0], settings).signature == expected
+
+
 def test_a_tag_says_nothing_of_deadlines_limits_or_trust(tmp_path: Path) -> None:
     """Those are the operator's: such tags are the team's own business."""
     tags = {"headway.timeout_ms": "60000", "headway.max_queue": "1", "headway.allow_pickle": "true",
-            "headway.high_watermark": "0.1"}  # fmt: skip
+            "headway.high_watermark": "0.1", "headway.digest": DIGEST, "digest": DIGEST}  # fmt: skip
     assert configured(load_settings({}, {}), tags, tags) == configured(load_settings({}, {}))
 
 

@@ -4,121 +4,31 @@ Every attack is real: with the operator's permission, or through the library its
 """
 
 import importlib
+import os
 import pickle
 import shutil
 import subprocess
 import sys
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 import skops.io
-import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.feature_selection import SelectKBest, mutual_info_classif
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import DotProduct, Matern, WhiteKernel
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, TweedieRegressor
-from sklearn.metrics import get_scorer, get_scorer_names
-from sklearn.model_selection import GridSearchCV, TimeSeriesSplit
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
-from sklearn.utils import all_estimators
+from sklearn.preprocessing import FunctionTransformer
 
 from registry.errors import InvalidModel
 from registry.versions import ModelVersion
 from serving.configuration import ModelOptions
-from serving.decoding import decode_instances
-from serving.loading import Loaded, Loader, warm
-from serving.runtimes.base import Want
-from serving.trusted_types import TRUSTED_SKOPS
-from tests.models import Folder, columns, linear
-
-SIGNATURE = columns(("a", "double"), ("b", "double"))
-ROWS, SUMS = [[1.0, 2.0], [3.0, 4.0]], [3.0, 7.0]
-
-
-class Bomb:
-    """Touches a file when it is unpickled, and turns into nothing."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.canary,)
-
-
-def load(path: Path, **allowed: bool) -> Loaded:
-    return Loader(Folder(path), ModelOptions(**allowed), None).load(ModelVersion("m", "1"))
-
-
-def answer(loaded: Loaded) -> list[float]:
-    """The loaded version's answer to ROWS, warmed up as a server would."""
-    warm(loaded)
-    arrays = decode_instances(loaded.schema, ROWS, frozenset()).arrays
-    assert arrays is not None
-    labels = loaded.runtime.predict(arrays, 2, Want.LABELS).labels
-    loaded.dispose()
-    assert labels is not None
-    return [float(v) for v in labels]
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes the MLmodel file, which whoever writes a version controls."""
-    document = yaml.safe_load((path / "MLmodel").read_text())
-    change(document)
-    (path / "MLmodel").write_text(yaml.safe_dump(document))
-
-
-class Spot:
-    """Where one test's version and its canary lie."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.model, self.canary = folder, folder / "model", folder / "canary"
-
-    def save(self, flavor: Any, *args: Any, **more: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            said = {"signature": SIGNATURE, "pip_requirements": ["mlflow"], **more}
-            flavor.save_model(*args, path=str(self.model), **said)
-        self.canary.unlink(missing_ok=True)  # MLflow itself may have loaded what it saved
-
-    def code(self, name: str, body: str) -> str:
-        """A Python file whose first act is to touch the canary."""
-        file = self.folder / name
-        file.write_text(f"from pathlib import Path\nPath({str(self.canary)!r}).touch()\n{body}")
-        return str(file)
-
-
-@pytest.fixture
-def spot(tmp_path: Path) -> Iterator[Spot]:
-    before, modules = list(sys.path), set(sys.modules)
-    yield Spot(tmp_path)
-    sys.path[:] = before
-    for name in set(sys.modules) - modules:
-        if name.startswith("planted"):
-            del sys.modules[name]
-
-
-def estimator(bomb: Path | None = None) -> LinearRegression:
-    model = linear(1.0, 1.0)
-    if bomb is not None:
-        model.note = Bomb(bomb)
-    return model
-
+from serving.loading import Loader
+from tests.crafted import SUMS, Bomb, Spot, answer, estimator, load, rewrite
+from tests.models import Folder
 
 SUM = "class Sum(mlflow.pyfunc.PythonModel):\n    def predict(self, context, model_input, params=None):\n        return model_input.sum(axis=1)\n"
 
@@ -134,6 +44,11 @@ def cloudpickled_sklearn(spot: Spot) -> None:
 def sklearn_from_before_formats_were_named(spot: Spot) -> None:
     spot.save(mlflow.sklearn, estimator(spot.canary), serialization_format="pickle")
     rewrite(spot.model, lambda document: document["flavors"]["sklearn"].pop("serialization_format"))
+
+
+def pickled_sklearn_behind_the_generic_flavour(spot: Spot) -> None:
+    pickled_sklearn(spot)
+    rewrite(spot.model, lambda document: document["flavors"].pop("sklearn"))
 
 
 def python_model(spot: Spot) -> None:
@@ -188,6 +103,7 @@ ATTACKS = [
     (pickled_sklearn, "allow_pickle"),
     (cloudpickled_sklearn, "allow_pickle"),
     (sklearn_from_before_formats_were_named, "allow_pickle"),
+    (pickled_sklearn_behind_the_generic_flavour, "allow_pickle"),
     (pickled_torch, "allow_pickle"),
     (python_model, "allow_code"),
     (model_from_code, "allow_code"),
@@ -229,6 +145,22 @@ def test_the_version_cannot_allow_itself_anything(spot: Spot) -> None:
     with pytest.raises(InvalidModel, match="set allow_pickle"):
         Loader(Folder(spot.model), ModelOptions(), None).load(version)
     assert not spot.canary.exists()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_loader_module_of_the_standard_library_is_not_imported(spot: Spot, allowed: bool) -> None:
+    """Importing is enough for an attack: `antigravity` starts what $BROWSER says."""
+    spot.save(mlflow.sklearn, estimator(), serialization_format="skops")
+    loader = {"python_function": {"loader_module": "antigravity"}}
+    rewrite(spot.model, lambda document: document.update(flavors=loader))
+    browser = spot.folder / "browser"
+    browser.write_text(f"#!/bin/sh\ntouch {spot.canary}\n")
+    browser.chmod(0o755)
+    program = f"from tests.crafted import Path, load; load(Path({str(spot.model)!r}), allow_code={allowed})"
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "BROWSER": str(browser)},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert spot.canary.exists() is allowed
+    assert ("'antigravity' is not MLflow's own: set allow_code" in done.stderr) is not allowed
 
 
 def test_an_mlmodel_file_that_calls_a_pickle_skops_is_refused(spot: Spot) -> None:
@@ -276,6 +208,28 @@ def test_a_skops_file_with_foreign_types_is_refused_whatever_it_says_of_itself(s
         assert not spot.canary.exists()
     skops.io.load(spot.model / "model.skops", trusted=kinds)
     assert spot.canary.exists()
+
+
+def test_an_honest_skops_model_loads_without_any_permission(spot: Spot) -> None:
+    """It answers right, too."""
+    spot.save(mlflow.sklearn, estimator(), serialization_format="skops")
+    assert answer(load(spot.model)) == SUMS
+
+
+def test_an_honest_onnx_model_loads_without_any_permission(spot: Spot) -> None:
+    """With the extra onnx."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weights = helper.make_tensor("w", kind, [2, 1], [1.0, 1.0])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "sums", [helper.make_tensor_value_info("x", kind, ["n", 2])],
+        [helper.make_tensor_value_info("y", kind, ["n", 1])], [weights],
+    )  # fmt: skip
+    signature = ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 2), "x")]))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    spot.save(mlflow.onnx, model, signature=signature)
+    assert answer(load(spot.model)) == SUMS
 
 
 def exported(spot: Spot) -> Path:
@@ -337,102 +291,6 @@ def _with_library(archive: Path) -> None:
     with zipfile.ZipFile(archive, "a") as file:
         top = file.namelist()[0].split("/")[0]
         file.writestr(f"{top}/data/aotinductor/model/model.so", b"\x7fELF" + bytes(60))
-
-
-# -- the list of trusted types ------------------------------------------------------------------------------------
-
-RNG = np.random.default_rng(0)
-X = RNG.random((60, 3))
-LABELS, NUMBERS = (X[:, 0] > 0.5).astype(int), X[:, 1] + 1
-TARGETS: list[tuple[Any, Any]] = [(X, LABELS), (X, NUMBERS), (X, np.c_[LABELS, 1 - LABELS]), (NUMBERS, NUMBERS),
-                                  (["one two", "two three"], None)]  # fmt: skip
-FOREIGN = {"SplineTransformer"}  # it holds SciPy's own splines
-
-
-def fitted() -> Iterator[tuple[str, Any]]:
-    """A fitted instance of every estimator that needs no arguments and fits some easy data."""
-    for name, cls in all_estimators():
-        for x, y in TARGETS:
-            try:
-                yield name, cls().fit(x, y)
-                break
-            except Exception:
-                continue
-
-
-VARIANTS = [
-    GridSearchCV(Ridge(), {"alpha": [1, 2]}, cv=TimeSeriesSplit(2)),
-    GridSearchCV(LogisticRegression(), {"C": [1, 2]}, scoring="roc_auc"),
-    KNeighborsClassifier(metric="manhattan", algorithm="ball_tree"),
-    KNeighborsClassifier(metric="chebyshev", algorithm="kd_tree"),
-    GaussianProcessRegressor(WhiteKernel() + DotProduct() * Matern()),
-    HistGradientBoostingClassifier(max_iter=2, categorical_features=[0]),
-    GradientBoostingClassifier(n_estimators=2, loss="exponential"),
-    TweedieRegressor(power=1.5),
-    CalibratedClassifierCV(LogisticRegression(), method="isotonic"),
-    make_pipeline(SelectKBest(mutual_info_classif, k=1), LogisticRegression()),
-    make_pipeline(FunctionTransformer(np.log1p), RandomForestClassifier(2)),
-    make_pipeline(
-        ColumnTransformer([("scaled", make_pipeline(SimpleImputer(), StandardScaler()), [1]),
-                           ("coded", OneHotEncoder(handle_unknown="ignore"), [0])], remainder="passthrough"),
-        LogisticRegression(),
-    ),
-]  # fmt: skip
-
-
-def foreign_types(model: Any) -> set[str]:
-    return set(skops.io.get_untrusted_types(data=skops.io.dumps(model))) - TRUSTED_SKOPS
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_every_estimator_of_scikit_learn_loads_with_the_servers_list() -> None:
-    """Fitted with its defaults, and fitted in ways that bring other types of scikit-learn with them."""
-    seen = set()
-    for name, model in fitted():
-        if name in {"Birch"}:  # skops cannot write it
-            continue
-        if name in FOREIGN:
-            assert all(kind.startswith("scipy.") for kind in foreign_types(model))
-            continue
-        assert foreign_types(model) == set(), name
-        skops.io.loads(skops.io.dumps(model), trusted=sorted(TRUSTED_SKOPS))
-        seen.add(name)
-    assert len(seen) > 140
-    assert {"RandomForestClassifier", "HistGradientBoostingRegressor", "SimpleImputer"} <= seen
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("model", VARIANTS, ids=lambda m: type(m).__name__)
-def test_an_estimator_with_parts_loads_with_the_servers_list(model: Any) -> None:
-    """Searches, kernels, metrics, selectors and pipelines."""
-    rows = np.c_[LABELS, X]
-    fitted_model = model.fit(rows, LABELS)
-    assert foreign_types(fitted_model) == set()
-    loaded = skops.io.loads(skops.io.dumps(fitted_model), trusted=sorted(TRUSTED_SKOPS))
-    assert np.array_equal(loaded.predict(rows), fitted_model.predict(rows))
-
-
-def test_text_and_every_scorer_load_with_the_servers_list() -> None:
-    """Vectorizers hold no foreign type, and a search may have been scored by any name."""
-    words = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(["aa bb", "bb cc"] * 2, [0, 1] * 2)
-    assert foreign_types(words) == set()
-    assert [name for name in get_scorer_names() if foreign_types(get_scorer(name))] == []
-
-
-def test_the_list_names_only_what_exists_and_only_what_is_inert() -> None:
-    """scikit-learn's own, and six types of others that hold or name plain numbers."""
-    for name in TRUSTED_SKOPS:
-        module, _, attribute = name.rpartition(".")
-        assert hasattr(importlib.import_module(module), attribute), name
-    others = {name for name in TRUSTED_SKOPS if not name.startswith("sklearn.")}
-    assert others == {"functools.partial", "numpy.dtype", "numpy.mean", "numpy.number",
-                      "scipy.sparse._csc.csc_matrix", "scipy.sparse._csr.csr_matrix"}  # fmt: skip
-
-
-def test_a_partial_is_trusted_only_with_its_function() -> None:
-    """`functools.partial` opens no door: what it would call must be trusted itself."""
-    model = FunctionTransformer(partial(subprocess.check_call, ["true"]))
-    assert foreign_types(model) == {"subprocess.check_call"}
 
 
 def test_the_bomb_is_real(tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""From settings to what holds for one model, as plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from registry.signatures import DEFAULT_FILE, SignatureRule
+from serving.configuration import ModelOptions
+from serving.settings import ModelEntry, Settings, Signature
+
+
+def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
+    """One model's options: its entry first, then `defaults`, then what is built in. What an entry says of pickles or code
+    holds for every version of it, so that `false` there takes back what a prefix allows."""
+    defaults, security = settings.defaults, settings.security
+    timeout = _first(entry.timeout_ms, defaults.timeout_ms)
+    return ModelOptions(
+        allow_pickle=bool(_first(entry.allow_pickle, defaults.allow_pickle)),
+        allow_code=bool(_first(entry.allow_code, defaults.allow_code)),
+        allow_pickle_from=security.allow_pickle_from if entry.allow_pickle is None else (),
+        allow_code_from=security.allow_code_from if entry.allow_code is None else (),
+        digest=entry.digest,
+        signature=_signature(entry.signature, defaults.signature),
+        timeout_ms=1000.0 if timeout is None else float(timeout),
+        ignore_extra_columns=bool(_first(entry.ignore_extra_columns, defaults.ignore_extra_columns)),
+        entry={**entry.batching.model_dump(), "output": entry.output, "per_instance": entry.per_instance},
+        defaults={**defaults.batching.model_dump(), "output": defaults.output, "per_instance": defaults.per_instance},
+    )
+
+
+def _signature(own: Signature, defaults: Signature) -> SignatureRule:
+    """Who names a key or certificates of its own trusts no others."""
+    trusted = own if own.trusts else defaults
+    return SignatureRule(
+        required=bool(_first(own.required, defaults.required)),
+        file=own.file or defaults.file or DEFAULT_FILE,
+        public_key=Path(trusted.public_key) if trusted.public_key else None,
+        certificates=tuple(Path(path) for path in trusted.certificate_chain or ()),
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
