@@ -25,6 +25,11 @@ def check_trust(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> None
         raise InvalidModel("; ".join(reasons))
 
 
+def brings_code(model: MLmodel) -> bool:
+    """Whether the version has code of its own: what needs `allow_code`."""
+    return any(_code(model))
+
+
 def _reasons(model: MLmodel, allow_pickle: bool, allow_code: bool) -> Iterator[str]:
     if not allow_code:
         yield from _code(model)
