@@ -59,6 +59,7 @@ class Child:
         """`facts` name the version on its log lines; `memory_bytes` is a bound, 0 for none. Raises OSError."""
         self._facts, self._memory = facts, memory_bytes
         self._verdict: Ending | None = None
+        self._spent = False  # after a failure the stream may hold the rest of an answer that nobody reads
         self._lock, self._talk, self._ended = threading.Lock(), threading.Lock(), threading.Event()
         self._stream, theirs = socket.socketpair()
         with theirs:
@@ -100,9 +101,12 @@ class Child:
     def _exchange(self, question: bytes, seconds: float) -> Message:
         deadline = time.monotonic() + seconds
         with self._talk:
+            if self._spent:
+                raise Unsent("the version's process had ended")
+            self._spent = True
             self._send(question, seconds)
             try:
-                return receive(self._stream, deadline)
+                answer = receive(self._stream, deadline)
             except TimeoutError:
                 raise
             except (EOFError, OSError) as error:
@@ -110,6 +114,8 @@ class Child:
             except Malformed as error:
                 self.end(Ending.PROTOCOL)
                 raise Gone(f"the version's process answered nonsense: {error}") from error
+            self._spent = False
+            return answer
 
     def _send(self, question: bytes, seconds: float) -> None:
         try:
