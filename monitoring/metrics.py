@@ -32,8 +32,11 @@ class Bound:
 class Metrics:
     """All of Headway's series, registered once in `registry`."""
 
-    def __init__(self, registry: CollectorRegistry, reasons: Sequence[str], states: Sequence[str]) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, reasons: Sequence[str], states: Sequence[str], endings: Sequence[str] = ()
+    ) -> None:
         self._registry, self._reasons, self._states = registry, tuple(reasons), tuple(states)
+        self._endings = tuple(endings)
         r = registry
         self.predictions = Counter(
             "model_predictions", "Requests that reached a model, failed ones included", VERSION, registry=r
@@ -62,6 +65,15 @@ class Metrics:
         self.rows = Counter("headway_rows", "Rows answered", VERSION, registry=r)
         self.states = Counter(
             "headway_state_changes", "Servables that entered a state", (*VERSION, "state"), registry=r
+        )
+        self.restarts = Counter(
+            "headway_process_restarts",
+            "Processes of a version that ended and are started again, by reason",
+            (*VERSION, "reason"),
+            registry=r,
+        )
+        self.overdue = Counter(
+            "headway_predictions_overdue", "Batches in this process that ran past hang_seconds", VERSION, registry=r
         )
         self.alive = Gauge(
             "headway_servables_alive",
@@ -98,13 +110,15 @@ class Metrics:
         pair = (model, version)
         for metric in (
             self.predictions, self.latency, self.request_latency, self.batch_size, self.batch_latency,
-            self.rejections, self.timeouts, self.rows, self.lookup_latency,
+            self.rejections, self.timeouts, self.rows, self.lookup_latency, self.overdue,
         ):  # fmt: skip
             _remove(metric, pair)
         for reason in self._reasons:
             _remove(self.errors, (*pair, reason))
         for state in self._states:
             _remove(self.states, (*pair, state))
+        for ending in self._endings:
+            _remove(self.restarts, (*pair, ending))
         for outcome in ("ok", "error"):
             _remove(self.lookups, (*pair, outcome))
         self.bound.cache_clear()

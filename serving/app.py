@@ -29,6 +29,8 @@ from serving.manager import ModelManager
 from serving.model import RegistryModel
 from serving.options import options_of
 from serving.poller import Poller
+from serving.runtimes.process import Processes
+from serving.runtimes.spawn import Ending
 from serving.server import Address, HeadwayServer, check_port, kserve_app
 from serving.settings import ModelEntry, Settings, cache_folder
 from serving.transport.http import Http
@@ -63,6 +65,15 @@ class Recorder:
         bound.batch_size.observe(rows)
         bound.batch_latency.observe(seconds)
 
+    def overdue(self, model: str, version: str, seconds: float) -> None:
+        """One batch runs in this process and cannot be stopped."""
+        self._metrics.overdue.labels(model, version).inc()
+        log.error("a prediction hangs", extra={"model": model, "version": version, "seconds": seconds})
+
+    def lost(self, model: str, version: str, ending: Ending) -> None:
+        """A version's process has to be started again. Called from any thread."""
+        self._metrics.restarts.labels(model, version, ending).inc()
+
 
 def serve(settings: Settings) -> int:
     """Runs the server until a signal; returns the exit code. Raises PortInUse before anything else starts."""
@@ -75,7 +86,7 @@ def serve(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State])
+    metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State], [e.value for e in Ending])
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
     cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)
@@ -126,10 +137,11 @@ def _manager(
     fleet: Fleet,
 ) -> ModelManager:
     uri = parse_reference(entry.uri).uri
+    processes = Processes(settings.server.load_seconds, partial(recorder.lost, entry.name))
     return ModelManager(
         entry.name,
         uri,
-        Loader(cache, options_of(entry, settings), features),
+        Loader(cache, options_of(entry, settings), features, processes),
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull
+from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull, ServingError
 from serving.runtimes.base import Outputs, Runtime, Want
 
 log = logging.getLogger("headway.batching")
@@ -72,14 +72,28 @@ class Batcher:
     """Queues requests for one runtime and runs them in batches. All methods belong to the event loop's thread.
 
     `cost_ms` is the measured time of one full batch: below `inline_below_ms` the runtime is called on the loop,
-    else in a thread of the version's own. `observe(requests, rows, seconds)` is called once per batch.
+    else in a thread of the version's own; `inline=False` forbids the loop at any cost (a runtime that waits for another
+    process). `observe(requests, rows, seconds)` is called once per batch, `overdue(seconds)` for one that has run for
+    `hang_seconds` without an end: a thread cannot be stopped, but it can be told of.
     """
 
-    def __init__(self, runtime: Runtime, limits: BatchingLimits, cost_ms: float, observe: Observe) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        limits: BatchingLimits,
+        cost_ms: float,
+        observe: Observe,
+        *,
+        inline: bool = True,
+        hang_seconds: float = 60.0,
+        overdue: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._runtime: Runtime | None = runtime
         self._limits = limits
         self._observe = observe
-        self._thread = None if cost_ms < limits.inline_below_ms else ThreadPoolExecutor(1, "headway-predict")
+        inline = inline and cost_ms < limits.inline_below_ms
+        self._thread = None if inline else ThreadPoolExecutor(1, "headway-predict")
+        self._hang_seconds, self._overdue = hang_seconds, overdue
         self._queue: deque[_Item] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._scheduled: asyncio.Handle | None = None
@@ -191,18 +205,23 @@ class Batcher:
     def _run_inline(self, slices: list[_Slice]) -> None:
         assert self._runtime is not None
         results, seconds = _compute(self._runtime, slices)
+        if seconds > self._hang_seconds:
+            self._overdue(seconds)
         self._finish(slices, results, seconds)
 
     async def _run_threaded(self, slices: list[_Slice]) -> None:
         assert self._thread is not None
         assert self._runtime is not None
         loop = asyncio.get_running_loop()
+        alarm = loop.call_later(self._hang_seconds, self._overdue, self._hang_seconds)
         try:
             results, seconds = await loop.run_in_executor(self._thread, _compute, self._runtime, slices)
         except (asyncio.CancelledError, RuntimeError):
             for piece in slices:
                 _fail(piece.item, NotReady("The server is shutting this version down; ask again."))
             raise
+        finally:
+            alarm.cancel()
         self._finish(slices, results, seconds)
 
     def _finish(self, slices: list[_Slice], results: list[Outputs | Exception], seconds: float) -> None:
@@ -234,8 +253,8 @@ def _attempt(runtime: Runtime, slices: Sequence[_Slice]) -> list[Outputs | Excep
         outputs = runtime.predict(_merge(slices), rows, want)
         if outputs.rows != rows or not outputs.consistent():
             raise ModelFailed(f"the model did not answer one row for each of {rows}")
-    except ModelFailed as error:
-        log.error("wrong number of outputs: %s", error)
+    except ServingError as error:  # no row is to blame: a wrong number of outputs, or the version's process is gone
+        log.error("batch failed: %s", error)
         return [error] * len(slices)
     except Exception as error:  # noqa: BLE001  the batch: a model may raise anything
         if len(slices) == 1:

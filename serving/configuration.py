@@ -31,6 +31,9 @@ class ModelOptions:
     signature: SignatureRule = field(default_factory=SignatureRule)
     timeout_ms: float = 1000.0
     ignore_extra_columns: bool = False
+    isolation: str = "auto"
+    memory_mb: int = 0
+    hang_seconds: float = 60.0
     entry: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,6 +50,7 @@ class Configuration:
     activation: str = "none"
     classes: tuple[Any, ...] | None = None
     feature_service: str | None = None
+    hang_seconds: float = 60.0
 
 
 def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[str, str]) -> Configuration:
@@ -68,6 +72,7 @@ def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[st
         activation=_choice(said, "headway.activation", ACTIVATIONS) or "none",
         classes=_classes(said),
         feature_service=said.get("feast.feature_service"),
+        hang_seconds=options.hang_seconds,
     )
 
 

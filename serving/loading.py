@@ -18,7 +18,10 @@ from registry.versions import ModelVersion
 from serving.configuration import Configuration, ModelOptions, resolve
 from serving.decoding import Arrays, Partial, complete, decode_instances
 from serving.runtimes.base import Outputs, Runtime, Want, datatype_of
+from serving.runtimes.choose import runtime_for
+from serving.runtimes.process import Processes, ProcessRuntime
 from serving.schema import InputSchema, blank, compile_schema
+from serving.trust import brings_code
 from serving.verdict import judge
 
 log = logging.getLogger("headway.lifecycle")
@@ -83,6 +86,11 @@ class Loaded:
     files: Files | None = None
     outputs: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def process(self) -> ProcessRuntime | None:
+        """The runtime, if it is a process: it must not be called on the event loop, and may be gone for a while."""
+        return self.runtime if isinstance(self.runtime, ProcessRuntime) else None
+
     def dispose(self) -> None:
         """Releases the runtime, then the files. Blocks."""
         self.runtime.close()
@@ -103,8 +111,14 @@ class Loaded:
 class Loader:
     """Loads versions of one served model."""
 
-    def __init__(self, source: ArtifactSource, options: ModelOptions, features: FeatureSource | None) -> None:
-        self._source, self._options, self._features = source, options, features
+    def __init__(
+        self,
+        source: ArtifactSource,
+        options: ModelOptions,
+        features: FeatureSource | None,
+        processes: Processes = Processes(),  # noqa: B008  frozen
+    ) -> None:
+        self._source, self._options, self._features, self._processes = source, options, features, processes
 
     def load(self, version: ModelVersion) -> Loaded:
         """Fetches, checks and loads. Raises InvalidModel or whatever the flavour's library raises."""
@@ -121,9 +135,20 @@ class Loader:
         configuration = resolve(options, version.tags, model.metadata)
         schema = compile_schema(model.signature, ignore_extra=options.ignore_extra_columns)
         lookup = self._lookup(configuration, schema)
-        runtime = _runtime(model, schema, configuration)
         assert model.signature is not None
-        return Loaded(runtime, schema, model.signature, configuration, lookup, _example(model, schema), files)
+        example = _example(model, schema)
+        runtime = self._runtime(version, model, schema, configuration)
+        return Loaded(runtime, schema, model.signature, configuration, lookup, example, files)
+
+    def _runtime(
+        self, version: ModelVersion, model: MLmodel, schema: InputSchema, configuration: Configuration
+    ) -> Runtime:
+        options = self._options
+        if options.isolation == "process" or (options.isolation == "auto" and brings_code(model)):
+            return self._processes.start(
+                model, version.name, version.version, configuration, options.memory_mb, options.ignore_extra_columns
+            )
+        return runtime_for(model)(model, schema, configuration)
 
     def _lookup(self, configuration: Configuration, schema: InputSchema) -> Lookup | None:
         service = configuration.feature_service
@@ -135,22 +160,6 @@ class Loader:
             )
             return None
         return self._features(service, {column.name: column.type for column in schema.columns})
-
-
-def _runtime(model: MLmodel, schema: InputSchema, configuration: Configuration) -> Runtime:
-    if "sklearn" in model.flavors:
-        from serving.runtimes.sklearn import load_sklearn
-
-        return load_sklearn(model, schema)
-    if "pytorch" in model.flavors:
-        from serving.runtimes.pytorch import load_pytorch
-
-        return load_pytorch(model, schema, configuration)
-    if "python_function" in model.flavors:
-        from serving.runtimes.pyfunc import load_pyfunc
-
-        return load_pyfunc(model, schema, configuration)
-    raise InvalidModel("the version has no flavour that can be served: sklearn, pytorch or python_function")
 
 
 def warm(loaded: Loaded) -> float:

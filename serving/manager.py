@@ -70,6 +70,10 @@ class Watcher(Protocol):
         """A batch ran."""
         ...
 
+    def overdue(self, model: str, version: str, seconds: float) -> None:
+        """A batch in this process has run this long without an end."""
+        ...
+
 
 @dataclass(eq=False)
 class Servable:
@@ -308,7 +312,7 @@ class ModelManager:
         """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays."""
         try:
             async with asyncio.timeout(self._load_seconds), self._room(servable):
-                loaded = await in_thread(lambda: self._loader.load(servable.version))
+                loaded = await in_thread(lambda: self._loader.load(servable.version), Loaded.dispose)
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
                 cost_ms = await in_thread(lambda: warm(loaded))
@@ -331,7 +335,16 @@ class ModelManager:
         def observe(requests: int, rows: int, seconds: float) -> None:
             watcher.batch(name, number, requests, rows, seconds)
 
-        return Batcher(loaded.runtime, loaded.configuration.limits, cost_ms, observe)
+        own = loaded.process is None  # else whoever hangs is ended, and that is counted
+        return Batcher(
+            loaded.runtime,
+            loaded.configuration.limits,
+            cost_ms,
+            observe,
+            inline=own,
+            hang_seconds=loaded.configuration.hang_seconds,
+            overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
+        )
 
     def _failed(self, servable: Servable, reason: str) -> None:
         loaded, servable.loaded = servable.loaded, None

@@ -24,6 +24,9 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
         signature=_signature(entry.signature, defaults.signature),
         timeout_ms=1000.0 if timeout is None else float(timeout),
         ignore_extra_columns=bool(_first(entry.ignore_extra_columns, defaults.ignore_extra_columns)),
+        isolation=_first(entry.isolation, defaults.isolation, "auto"),
+        memory_mb=int(_first(entry.memory_mb, defaults.memory_mb, 0)),
+        hang_seconds=float(_first(entry.hang_seconds, defaults.hang_seconds, 60.0)),
         entry={**entry.batching.model_dump(), "output": entry.output, "per_instance": entry.per_instance},
         defaults={**defaults.batching.model_dump(), "output": defaults.output, "per_instance": defaults.per_instance},
     )

@@ -149,6 +149,9 @@ class Served(_Group):
     output: Literal["auto", "labels", "probabilities", "raw"] | None = None
     per_instance: bool | None = None
     ignore_extra_columns: bool | None = None
+    isolation: Literal["auto", "process", "none"] | None = None
+    memory_mb: int | None = Field(None, ge=0)
+    hang_seconds: float | None = Field(None, gt=0)
 
 
 class ModelEntry(Served):

@@ -44,11 +44,19 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
         "since": leading.since if leading else None,
         "stale": manager.stale,
         "problem": manager.trouble(),
-        "versions": [{"version": s.version.version, "state": s.state, "reason": s.reason} for s in manager.servables],
+        "versions": [{"version": s.version.version, "state": s.state, "reason": _reason(s)} for s in manager.servables],
     }
     if current is None:
         body["error"] = f"No version is READY: {manager.why()}."
     return body
+
+
+def _reason(servable: Servable) -> str | None:
+    """Why a version FAILED, or why a READY one cannot answer just now."""
+    process = servable.loaded.process if servable.loaded else None
+    if process is not None and process.trouble is not None:
+        return f"its process {process.trouble}; it is being started again"
+    return servable.reason
 
 
 def _alias(manager: ModelManager, current: Servable | None) -> str | None:

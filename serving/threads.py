@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def in_thread(call: Callable[[], T]) -> T:
-    """Runs a call in a daemon thread of its own, so that one that hangs blocks neither a pool nor the exit."""
+async def in_thread(call: Callable[[], T], discard: Callable[[T], None] = lambda value: None) -> T:
+    """Runs a call in a daemon thread of its own, so that one that hangs blocks neither a pool nor the exit.
+    A result that comes when nobody waits for it any more goes to `discard`, in the same thread."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -22,7 +23,10 @@ async def in_thread(call: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001  handed to the awaiting task
             _hand_over(loop, future.set_exception, future, error)
         else:
-            _hand_over(loop, future.set_result, future, result)
+            if future.cancelled():
+                discard(result)
+            else:
+                _hand_over(loop, future.set_result, future, result)
 
     threading.Thread(target=run, daemon=True, name="headway-work").start()
     return await future

@@ -22,6 +22,11 @@ _DATA_ONLY = frozenset({"mlflow.onnx"})
 _PYTHON_MODEL = "mlflow.pyfunc.model"
 
 
+def brings_code(model: MLmodel) -> bool:
+    """Whether the version has code of its own: what needs `allow_code`."""
+    return any(_code(model))
+
+
 def trust_reasons(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> Iterator[str]:
     """Every reason why the version must not be loaded; none if it may."""
     if not allow_code:

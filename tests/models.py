@@ -76,3 +76,64 @@ def linear(*weights: float) -> LinearRegression:
     model = LinearRegression().fit(np.zeros((2, len(weights))), np.zeros(2))
     model.coef_, model.intercept_ = np.array(weights), 0.0
     return model
+
+
+def fiend() -> Callable[..., Any]:
+    """Logs a model that does what the rows of its one column `do` say, and answers each with its length."""
+
+    class Fiend(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+            import ctypes
+            import os
+            import time
+            from pathlib import Path
+
+            for what in model_input["do"]:
+                if what == "crash":
+                    ctypes.string_at(0)
+                elif what == "exit":
+                    os._exit(3)
+                elif what == "raise":
+                    raise ValueError("as told")
+                elif what == "leak":
+                    self.leak = [*getattr(self, "leak", []), b"x" * 50_000_000]
+                elif what == "print":
+                    os.write(1, b"told to print\n")
+                elif what.startswith("say "):  # to whatever sockets there are
+                    for fd in Path("/proc/self/fd").iterdir():
+                        if fd.is_symlink() and "socket" in str(fd.readlink()):
+                            os.write(int(fd.name), bytes.fromhex(what[4:]))
+                while what == "hang":
+                    time.sleep(0.01)
+            return [len(what) for what in model_input["do"]]
+
+    return partial(mlflow.pyfunc.log_model, python_model=Fiend())
+
+
+def stuck() -> Callable[..., Any]:
+    """Logs a model that never finishes loading."""
+
+    class Stuck(mlflow.pyfunc.PythonModel):
+        def load_context(self, context):  # type: ignore[no-untyped-def]
+            import time
+
+            time.sleep(3600)
+
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+            return model_input["do"]
+
+    return partial(mlflow.pyfunc.log_model, python_model=Stuck())
+
+
+def with_helper(folder: Path, who: int, name: str = "helper") -> Callable[..., Any]:
+    """Logs a model whose answer is a constant of its own helper module, `name`."""
+
+    class Helped(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+            from importlib import import_module
+
+            return [import_module(name).WHO] * len(model_input)
+
+    folder.mkdir(parents=True)
+    (folder / f"{name}.py").write_text(f"WHO = {who}\n")
+    return partial(mlflow.pyfunc.log_model, python_model=Helped(), code_paths=[str(folder / f"{name}.py")])

@@ -24,6 +24,7 @@ from serving.dataplane import DataPlane
 from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
 from serving.lifecycle import State
+from serving.runtimes.spawn import Ending
 from serving.settings import PREFIX, ModelEntry, Served, Settings, load_settings
 from serving.transport.http import Http
 from serving.transport.webhook import OUTCOMES, Webhook
@@ -59,7 +60,9 @@ def built_in() -> dict[str, Any]:
     """What holds for a model of which nobody says anything, by the name of its setting."""
     options = ModelOptions()
     resolved: Configuration = resolve(options, {}, {})
-    own = ("allow_pickle", "allow_code", "timeout_ms", "ignore_extra_columns")
+    own = (
+        "allow_pickle", "allow_code", "timeout_ms", "ignore_extra_columns", "isolation", "memory_mb", "hang_seconds",
+    )  # fmt: skip
     return {
         **{name: getattr(options, name) for name in own},
         **{name: getattr(resolved, name) for name in ("output", "per_instance")},
@@ -214,6 +217,8 @@ def test_every_reason_and_state_is_documented() -> None:
     text = (DOCS / "metrics.md").read_text("utf-8")
     listed = text.partition("`error_type` is\none of")[2].strip().partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", listed)) == set(REASONS)
+    endings = next(cells[3] for cells in rows("metrics.md", "`headway_process_restarts_total`"))
+    assert set(re.findall(r"`([a-z]+)`", endings)) == set(Ending)
     outcomes = next(cells[3] for cells in rows("metrics.md", "`headway_webhooks_total`"))
     assert set(re.findall(r"`([a-z]+)`", outcomes)) == set(OUTCOMES)
     states = set(re.findall(r"\b[A-Z]{5,}\b", text.partition("`state` is one of")[2].partition("`error_type`")[0]))

@@ -36,7 +36,7 @@ VERSION = ModelVersion("m", "3")
 
 def load(path: Path, **tags: str) -> Loaded:
     version = ModelVersion("m", "3", configuration=tuple((f"headway.{k}", v) for k, v in tags.items()))
-    loaded = Loader(Folder(path), ModelOptions(allow_code=True), None).load(version)
+    loaded = Loader(Folder(path), ModelOptions(allow_code=True, isolation="none"), None).load(version)
     warm(loaded)
     return loaded
 
