@@ -138,6 +138,16 @@ def test_the_example_file_and_the_strict_profile_are_valid(tmp_path: Path) -> No
     assert load_settings({}, {}, file).defaults.timeout_ms == 100
 
 
+def test_the_files_of_the_trust_page_are_valid(tmp_path: Path) -> None:
+    """Every YAML block of docs/trust.md is accepted as a file."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "trust.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        file = tmp_path / "headway.yaml"
+        file.write_text(block)
+        assert load_settings({}, {}, file).models
+
+
 def test_every_variable_in_a_page_is_accepted() -> None:
     """No page names a HEADWAY_ variable that the server would refuse."""
     defaults = dict(documented_settings().values())
