@@ -197,3 +197,28 @@ async def test_close_fails_the_waiters() -> None:
     with pytest.raises(NotReady):
         await ask(b, [1.0])
     runtime.gate.set()
+
+
+async def test_a_runtime_that_must_not_block_the_loop_never_runs_on_it() -> None:
+    """However cheap it was at warm-up: the loop goes on while it waits."""
+    runtime = Doubler()
+    b = Batcher(runtime, BatchingLimits(), INLINE, lambda *_: None, inline=False)
+    runtime.gate.clear()
+    asked = asyncio.create_task(ask(b, [1.0]))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(runtime.gate.set)
+    assert await asked == [2.0]
+    b.close()
+
+
+async def test_a_batch_that_does_not_end_is_told_of() -> None:
+    """Once, while it still runs."""
+    runtime, told = Doubler(), asyncio.Event()
+    b = Batcher(runtime, BatchingLimits(), THREADED, lambda *_: None, hang_seconds=0.01, overdue=lambda s: told.set())
+    runtime.gate.clear()
+    asked = asyncio.create_task(ask(b, [1.0]))
+    await told.wait()
+    assert not asked.done()
+    runtime.gate.set()
+    assert await asked == [2.0]
+    b.close()

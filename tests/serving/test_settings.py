@@ -330,3 +330,16 @@ def test_words_that_do_not_go_together_are_an_error(uri: str | None, name: str |
     """Each says what is missing or too much."""
     with pytest.raises(SettingsError):
         model_from_words(uri, name, version)
+
+
+def test_isolation_is_the_operators_and_the_entry_wins() -> None:
+    """`auto` without limits is built in; a model's entry stands before `defaults`."""
+    said = {"isolation": "process", "memory_mb": 500, "hang_seconds": 5}
+    entries = [
+        {"name": "m", "uri": "models:/m/1", "isolation": "none", "memory_mb": 0},
+        {"name": "n", "uri": "models:/n/1"},
+    ]
+    for defaults, expected in (({}, [("none", 0, 60), ("auto", 0, 60)]), (said, [("none", 0, 5), ("process", 500, 5)])):
+        settings = load_settings({"defaults": defaults, "models": entries}, {})
+        options = [options_of(entry, settings) for entry in settings.models]
+        assert [(o.isolation, o.memory_mb, o.hang_seconds) for o in options] == expected
