@@ -1,6 +1,6 @@
 # An index of commands; each works without make.
 .DEFAULT_GOAL := help
-.PHONY: soak help setup quickstart test unit lint format types imports serve clean
+.PHONY: slow soak help setup quickstart test unit lint format types imports serve clean
 
 PYTHON := .venv/bin/python
 
@@ -21,6 +21,9 @@ unit: ## the tests that start no process
 
 soak: ## two hundred promotions under load (two minutes); SOAK_SWAPS=1000 for more
 	$(PYTHON) -m pytest -m slow -s tests/test_soak.py
+
+slow: ## all long tests: processes that crash and hang, models on demand, the soak (about ten minutes)
+	$(PYTHON) -m pytest -m slow
 
 lint: ## ruff: rules and format
 	$(PYTHON) -m ruff check .

@@ -17,7 +17,7 @@ from tests.models import columns, fiend, linear, puppet, register, skops, stuck,
 from tests.servers import MlflowServer, Server
 from tests.serving.test_process import alive, children
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 DO = columns(("do", "string"), output="long")
 NUMBER = columns(("a", "double"))
 ONE = {"instances": [[1.0]]}

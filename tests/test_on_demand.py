@@ -22,7 +22,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from tests.models import columns, linear, register, skops
 from tests.servers import MlflowServer, Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 A = columns(("a", "double"))
 BODY = {"instances": [[1.0]]}
 
