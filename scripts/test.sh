@@ -10,6 +10,6 @@ say "import contracts"; lint-imports --config setup.cfg >/tmp/headway-imports.$$
 rm -f /tmp/headway-imports.$$
 say "tests"
 coverage erase
-coverage run -m pytest "$@"
+coverage run -m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@"
 coverage combine -q
 coverage report

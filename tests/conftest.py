@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("FEAST_USAGE", "False")
@@ -16,13 +17,25 @@ from tests.servers import MlflowServer, Server, copy_registry, start_headway, st
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `mlflow.db` and its artifacts: the demonstration's versions, trained once per run."""
+    """A folder with `mlflow.db` and its artifacts: the demonstration's versions, trained once per run.
+
+    Processes that share a run share the folder; the first one makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with FileLock(home.with_suffix(".lock")):
+        if not (home / "done").exists():
+            _train(home)
+    return home
+
+
+def _train(home: Path) -> None:
     from scripts.demo.train import train
 
-    home = tmp_path_factory.mktemp("trained")
+    home.mkdir()
     with start_mlflow(home) as server:
         train(server.uri, home / "feast", machines=120, days=20)
-    return home
+    (home / "done").touch()
 
 
 @pytest.fixture
