@@ -11,7 +11,7 @@ from pathlib import Path
 
 from registry.cache import ArtifactCache, Record
 from registry.errors import CacheError
-from registry.trees import digest
+from registry.trees import whole
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 Tell = Callable[[str], None]
@@ -37,7 +37,7 @@ def export(cache: ArtifactCache, file: Path, tell: Tell) -> int:
 
 def _add(cache: ArtifactCache, tar: tarfile.TarFile, trees: set[str], record: Record, tell: Tell) -> bool:
     with cache.holding(record.digest) as tree:
-        if tree is None or digest(tree)[0] != record.digest:
+        if tree is None or not whole(tree, record.digest):
             tell(f"{record.uri} is damaged or gone, and left out")
             return False
         if record.digest not in trees:  # equal content is stored once

@@ -31,12 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import CacheError
-from registry.trees import Lock, digest
+from registry.trees import Lock, digest, whole
 from registry.versions import ModelVersion
 
 log = logging.getLogger("headway.registry")
 Download = Callable[[ModelVersion, Path], None]
-PROGRESS_SECONDS = 5.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -71,8 +70,12 @@ class Record:
 class ArtifactCache:
     """The cache below one folder. `registry` tells versions of different registries apart. Methods block."""
 
-    def __init__(self, root: Path, max_bytes: int, registry: str, download: Download) -> None:
+    def __init__(
+        self, root: Path, max_bytes: int, registry: str, download: Download, progress_seconds: float = 5.0
+    ) -> None:
+        """`progress_seconds` lie between two log lines of a download that takes long."""
         self.root, self._most, self._registry, self._download = root, max_bytes, registry, download
+        self._progress_seconds = progress_seconds
         self._trees, self._versions, self._good = root / "trees", root / "versions", root / "good"
         self.downloads = root / "downloads"
         with contextlib.suppress(OSError):  # a read-only one may hold all that is needed
@@ -84,13 +87,13 @@ class ArtifactCache:
     def fetch(self, version: ModelVersion) -> Artifact:
         """The version's files, from the cache if they are there and whole, else downloaded.
 
-        Raises CacheError if the disk is full or read-only, else what the download raises.
+        Raises CacheError if the folder cannot be used or is full, else what the download raises.
         """
         key = self._key(version.uri, version.source)
-        found = self._open(key)
-        if found is not None:
-            return found
         try:
+            found = self._open(key)
+            if found is not None:
+                return found
             with self._alone(key):
                 return self._open(key) or self._fill(key, version)
         except OSError as error:
@@ -106,7 +109,7 @@ class ArtifactCache:
         if lock is None:
             return None
         try:
-            if digest(path)[0] == record.digest:
+            if whole(path, record.digest):
                 with contextlib.suppress(OSError):  # a read-only cache keeps no times
                     _stamp(self._versions / key)
                 return Artifact(path, record.digest, record.size, lock)
@@ -132,7 +135,7 @@ class ArtifactCache:
         aside = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.downloads))
         try:
             began = time.monotonic()
-            with _progress(aside, version.uri):
+            with _progress(aside, version.uri, self._progress_seconds):
                 self._download(version, aside)
             (aside / "registered_model_meta").unlink(missing_ok=True)
             sum_, size = digest(aside)
@@ -214,12 +217,7 @@ class ArtifactCache:
 
     def damaged(self) -> list[Record]:
         """The versions whose files are not what their digest says, or are gone. Reads everything."""
-        bad = []
-        for record in self.records():
-            path = self._trees / record.digest
-            if not path.is_dir() or digest(path)[0] != record.digest:
-                bad.append(record)
-        return bad
+        return [record for record in self.records() if not whole(self._trees / record.digest, record.digest)]
 
     @contextlib.contextmanager
     def holding(self, sum_: str) -> Iterator[Path | None]:
@@ -246,7 +244,7 @@ class ArtifactCache:
             raise CacheError(f"the backup's record {record.name} cannot be read")
         if not (self._trees / found.digest).is_dir():
             brought = trees / found.digest
-            if not brought.is_dir() or digest(brought)[0] != found.digest:
+            if not whole(brought, found.digest):
                 raise CacheError(f"the backup's files of {found.uri} are not what their digest says")
             self._place(brought, found.digest).release()
         shutil.move(record, self._versions / record.name)
@@ -286,14 +284,16 @@ class ArtifactCache:
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
         """One process and thread at a time downloads a key; the others wait, and then find it."""
-        path = self.downloads / f"{key}.lock"
-        path.touch()
-        lock = Lock.take(path, shared=False)
+        path, lock = self.downloads / f"{key}.lock", None
+        while lock is None:  # who had it has removed it
+            path.touch()
+            lock = Lock.take(path, shared=False)
         try:
             yield
         finally:
-            if lock is not None:
-                lock.release()
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: who waits for it sees that it is gone, and makes another
+            lock.release()
 
     def _key(self, *parts: str) -> str:
         return hashlib.sha256("\n".join((self._registry, *parts)).encode()).hexdigest()[:32]
@@ -346,12 +346,12 @@ def _cache_error(error: OSError, version: ModelVersion) -> CacheError:
 
 
 @contextlib.contextmanager
-def _progress(folder: Path, uri: str) -> Iterator[None]:
+def _progress(folder: Path, uri: str, seconds: float) -> Iterator[None]:
     """A log line every few seconds while a download runs."""
     done = threading.Event()
 
     def tell() -> None:
-        while not done.wait(PROGRESS_SECONDS):
+        while not done.wait(seconds):
             log.info("downloading", extra={"uri": uri, "bytes": _bytes(folder)})
 
     thread = threading.Thread(target=tell, daemon=True, name="headway-progress")

@@ -45,6 +45,17 @@ def digest(root: Path) -> tuple[str, int]:
     return whole.hexdigest(), size
 
 
+def whole(root: Path, sum_: str) -> bool:
+    """Whether a tree is there and is what its digest says. One that holds a link, or a file that may not be read, is not.
+
+    Raises OSError for what says nothing of the tree, such as too many open files.
+    """
+    try:
+        return root.is_dir() and digest(root)[0] == sum_
+    except (InvalidModel, FileNotFoundError, PermissionError):
+        return False
+
+
 class Lock:
     """An advisory lock on a file or folder, held until `release` or until the process ends, however it ends.
 

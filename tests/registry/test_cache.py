@@ -5,13 +5,16 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from registry.backup import export, restore
 from registry.cache import ArtifactCache
 from registry.errors import CacheError, InvalidModel
 from registry.trees import Lock, digest
@@ -19,16 +22,18 @@ from registry.versions import ModelVersion
 
 
 class Store:
-    """Downloads that are folders of our making; `delay` seconds between two files, `fail` after the first."""
+    """Downloads that are folders of our making; between two files it waits `until`, and raises `fail`."""
 
-    def __init__(self, delay: float = 0.0, fail: Exception | None = None, megabytes: float = 0.0) -> None:
-        self.delay, self.fail, self.megabytes = delay, fail, megabytes
+    def __init__(
+        self, until: Callable[[], Any] = lambda: True, fail: Exception | None = None, megabytes: float = 0.0
+    ) -> None:
+        self.until, self.fail, self.megabytes = until, fail, megabytes
         self.calls = 0
 
     def __call__(self, version: ModelVersion, into: Path) -> None:
         self.calls += 1
         (into / "MLmodel").write_text(f"{version.name} {version.version}")
-        time.sleep(self.delay)
+        until(self.until)
         if self.fail is not None:
             raise self.fail
         (into / "data").mkdir()
@@ -45,8 +50,15 @@ def version(number: int, name: str = "m") -> ModelVersion:
 
 
 def leftovers(root: Path) -> list[str]:
-    """Unfinished downloads."""
-    return [p.name for p in (root / "downloads").iterdir() if p.is_dir()]
+    """What downloads have left behind."""
+    return [p.name for p in (root / "downloads").iterdir()]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_a_version_is_downloaded_once_and_named_by_its_content(tmp_path: Path) -> None:
@@ -93,6 +105,43 @@ def test_files_that_were_altered_are_fetched_again(tmp_path: Path, caplog: pytes
     assert cache(tmp_path).damaged() == []
 
 
+def test_a_link_put_into_a_cached_version_is_an_alteration(tmp_path: Path) -> None:
+    """Files that were tampered with are listed as damaged, left out of a backup, and fetched again."""
+    store, told = Store(), list[str]()
+    artifact = cache(tmp_path, store).fetch(version(1))
+    (artifact.path / "link").symlink_to("/etc/passwd")
+    artifact.release()
+    assert [r.digest for r in cache(tmp_path).damaged()] == [artifact.digest]
+    assert export(cache(tmp_path), tmp_path / "backup.tar", told.append) == 0
+    assert told == ["models:/m/1 is damaged or gone, and left out"]
+    again = cache(tmp_path, store).fetch(version(1))
+    assert (store.calls, sorted(p.name for p in again.path.iterdir())) == (2, ["MLmodel", "data"])
+    assert cache(tmp_path).damaged() == []
+
+
+def test_a_backup_with_a_link_in_it_is_refused(tmp_path: Path) -> None:
+    """Its files are not what their digest says, whatever the link points at."""
+    there, here = cache(tmp_path / "there"), cache(tmp_path / "here")
+    artifact = there.fetch(version(1))
+    (artifact.path / "link").symlink_to("MLmodel")
+    with tarfile.open(tmp_path / "backup.tar", "w") as tar:
+        for name in ("trees", "versions"):
+            tar.add(there.root / name, name)
+    with pytest.raises(CacheError, match="files of models:/m/1 are not what their digest says"):
+        restore(here, tmp_path / "backup.tar", lambda line: None)
+    assert (here.records(), leftovers(here.root)) == ([], [])
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error_of_the_cache(tmp_path: Path) -> None:
+    """One sentence that names the setting, without a path: it is shown in the status."""
+    artifact = cache(tmp_path).fetch(version(1))
+    artifact.release()
+    artifact.path.rename(tmp_path / "away")
+    artifact.path.symlink_to(artifact.path)
+    with pytest.raises(CacheError, match=r"^registry\.cache_dir cannot be used: [\w ]+$"):
+        cache(tmp_path).fetch(version(1))
+
+
 @pytest.mark.parametrize("target", ["/etc/passwd", "MLmodel", "data"])
 def test_links_are_no_content(tmp_path: Path, target: str) -> None:
     """A model's files lie in its own folder: a link to anywhere is refused, and nothing is kept."""
@@ -137,20 +186,51 @@ def test_least_recently_used_goes_first_and_what_is_loaded_stays(tmp_path: Path)
 
 def test_many_threads_download_a_version_once(tmp_path: Path) -> None:
     """The others wait for the first and use what it brought."""
-    store, shared, digests = Store(delay=0.2), cache(tmp_path), []
+    begun, digests = list[int](), list[str]()
+    store = Store(until=lambda: len(begun) == 8)
+
+    def fetch() -> None:
+        begun.append(1)
+        digests.append(shared.fetch(version(1)).digest)
+
     shared = cache(tmp_path, store)
-    threads = [threading.Thread(target=lambda: digests.append(shared.fetch(version(1)).digest)) for _ in range(8)]
+    together(8, fetch)
+    assert (store.calls, len(digests), len(set(digests))) == (1, 8, 1)
+    assert leftovers(tmp_path) == []
+
+
+def together(count: int, work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (store.calls, len(digests), len(set(digests))) == (1, 8, 1)
 
 
-def _fetch(root: Path, store: Store, number: int, hold: float = 0.0) -> None:
-    artifact = cache(root, store).fetch(version(number))
-    time.sleep(hold)
-    assert digest(artifact.path)[0] == artifact.digest
+def test_downloads_that_fail_are_tried_one_after_the_other(tmp_path: Path) -> None:
+    """Each that waited tries for itself, never two at once, and no lock file stays."""
+    running, most, failed = list[int](), list[int](), list[int]()
+
+    def fail(version: ModelVersion, into: Path) -> None:
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.002)  # so that two at once would meet
+        running.pop()
+        raise InvalidModel("gone")
+
+    def fetch() -> None:
+        for _ in range(5):
+            with pytest.raises(InvalidModel, match="gone"):
+                ArtifactCache(tmp_path, 2**40, "r", fail).fetch(version(1))
+            failed.append(1)
+
+    together(8, fetch)
+    assert (len(failed), max(most)) == (40, 1)
+    assert leftovers(tmp_path) == []
+
+
+def _fetch(root: Path, store: Store, number: int) -> None:
+    cache(root, store).fetch(version(number))
 
 
 def test_several_processes_share_and_prune_a_cache(tmp_path: Path) -> None:
@@ -177,14 +257,13 @@ def test_several_processes_share_and_prune_a_cache(tmp_path: Path) -> None:
 def test_a_killed_download_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
     """kill -9 in the middle: no half tree can be seen, and the next fetch starts clean."""
     context = multiprocessing.get_context("fork")
-    killed = context.Process(target=_fetch, args=(tmp_path, Store(delay=30), 1))
+    killed = context.Process(target=_fetch, args=(tmp_path, Store(until=lambda: False), 1))
     killed.start()
     assert killed.pid is not None
-    while not (tmp_path / "downloads").is_dir() or not any((tmp_path / "downloads").glob("*/MLmodel")):
-        time.sleep(0.01)
+    until(lambda: any((tmp_path / "downloads").glob("*/MLmodel")))
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
-    assert len(leftovers(tmp_path)) == 1
+    assert len(leftovers(tmp_path)) == 2  # half a tree, and the lock that nobody holds
     assert cache(tmp_path).records() == []
     artifact = cache(tmp_path).fetch(version(1))
     assert digest(artifact.path)[0] == artifact.digest
@@ -267,16 +346,16 @@ def test_a_read_only_cache_serves_what_it_holds(little: Path) -> None:
     cache(little).remember("models:/m/1", version(1))  # logged, not raised
 
 
-def test_a_slow_download_says_how_far_it_is(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every few seconds a line with the bytes so far; the period is shortened here."""
+def test_a_slow_download_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Again and again a line with the bytes so far."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("registry.cache.PROGRESS_SECONDS", 0.05)
-    cache(tmp_path, Store(delay=0.3)).fetch(version(1))
-    lines = [r for r in caplog.records if r.message == "downloading"]
-    assert lines
-    assert lines[-1].__dict__["bytes"] > 0
+
+    def told() -> list[int]:
+        return [r.__dict__["bytes"] for r in caplog.records if r.message == "downloading"]
+
+    slow = Store(until=lambda: len(told()) > 2)
+    ArtifactCache(tmp_path, 2**40, "r", slow, progress_seconds=0.01).fetch(version(1))
+    assert told()[-1] == len("m 1")
 
 
 def test_a_lock_sees_that_its_folder_was_replaced(tmp_path: Path) -> None:
@@ -290,8 +369,14 @@ def test_a_lock_sees_that_its_folder_was_replaced(tmp_path: Path) -> None:
     got: list[Lock | None] = []
     waiter = threading.Thread(target=lambda: got.append(Lock.take(tree, shared=False)))
     waiter.start()
-    time.sleep(0.05)
+    until(lambda: waits_for(tree))
     tree.rename(tmp_path / "elsewhere")
     first.release()
     waiter.join()
     assert got == [None]
+
+
+def waits_for(path: Path) -> bool:
+    """Whether somebody waits for a lock on the path (Linux)."""
+    inode = f":{path.stat().st_ino} "
+    return any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
