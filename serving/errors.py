@@ -17,6 +17,7 @@ ServingError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from grpc import StatusCode
@@ -40,7 +41,11 @@ class NotFound(ServingError):
 
 
 class MethodNotAllowed(ServingError):
-    """The route exists, but not for this method."""
+    """The route exists, but not for this method. `allow` are those that it takes."""
+
+    def __init__(self, message: str, allow: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class UnsupportedMediaType(ServingError):

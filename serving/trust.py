@@ -1,8 +1,9 @@
 """The trust gate: may this version's files be loaded? Decided from the MLmodel file and the archives' bytes.
 
-It is a part of the verdict (`serving/verdict.py`), stands in front of every loader, and fails closed. pickle and cloudpickle need `allow_pickle`; a PythonModel,
-models-from-code, `code_paths` and foreign loader modules are code and need `allow_code`, which includes `allow_pickle`;
-skops loads with the server's own list, never with the model's; ONNX loads.
+It is a part of the verdict (`serving/verdict.py`), stands in front of every loader, and fails closed. pickle and
+cloudpickle need `allow_pickle`; a PythonModel, models-from-code, `code_paths` and foreign loader modules are code and
+need `allow_code`, which includes `allow_pickle`; skops loads with the server's own list, never with the model's; ONNX
+loads.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.mlmodel import MLmodel
+from serving.runtimes.choose import NO_FLAVOR, flavor_of
 from serving.trusted_types import TRUSTED_SKOPS
-
-#: Flavours that a runtime exists for, in the order in which they are chosen.
-SERVED = ("sklearn", "pytorch", "python_function")
 
 #: Loader modules whose models are data only, without any pickle.
 _DATA_ONLY = frozenset({"mlflow.onnx"})
@@ -31,7 +30,7 @@ def trust_reasons(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> It
     """Every reason why the version must not be loaded; none if it may."""
     if not allow_code:
         yield from _code(model)
-    flavor = next((name for name in SERVED if name in model.flavors), None)
+    flavor = flavor_of(model)
     if flavor == "sklearn":
         yield from _sklearn(model, allow_pickle or allow_code)
     elif flavor == "pytorch":
@@ -39,19 +38,19 @@ def trust_reasons(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> It
     elif flavor == "python_function":
         yield from _pyfunc(model, allow_pickle or allow_code)
     else:
-        yield "the version has no flavour that can be served: sklearn, pytorch or python_function"
+        yield NO_FLAVOR
 
 
 def format_of(model: MLmodel | None) -> str:
     """The flavour that would be loaded and how it is saved, in words for people."""
     if model is None:
         return "unknown"
-    flavor = next((name for name in SERVED if name in model.flavors), "unknown")
+    flavor = flavor_of(model)
     if flavor == "sklearn":
         return f"sklearn, {_serialization(model)}"
     if flavor == "pytorch":
         return f"pytorch, {'pt2' if _exported(model) else 'pickle'}"
-    return f"python_function, {_loader(model)[:64]}" if flavor == "python_function" else flavor
+    return f"python_function, {_loader(model)[:64]}" if flavor == "python_function" else "unknown"
 
 
 def _code(model: MLmodel) -> Iterator[str]:

@@ -184,16 +184,17 @@ class Http:
 
     def _route(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
         """The handler of a path. Raises NotFound or MethodNotAllowed."""
-        allowed = False
+        allow: list[str] = []
         for verb, pattern, handler in self._routes:
             match = pattern.fullmatch(path)
             if match is None:
                 continue
-            if method == verb or (method == "HEAD" and verb == "GET"):
+            verbs = ("GET", "HEAD") if verb == "GET" else (verb,)
+            if method in verbs:
                 return handler, match.groupdict()
-            allowed = True
-        if allowed:
-            raise MethodNotAllowed("This route does not take that method.")
+            allow += verbs
+        if allow:
+            raise MethodNotAllowed("This route does not take that method.", allow)
         raise NotFound("There is no such route; see docs/api.md for all of them.")
 
     async def _send(self, response: Response, exchange: Exchange, send: Send) -> None:
@@ -312,6 +313,8 @@ def error_response(error: Exception) -> Response:
     headers = [JSON]
     if isinstance(error, QueueFull | RateLimited | NotLoadedYet):
         headers.append((b"retry-after", str(error.retry_after).encode()))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.allow).encode()))
     return Response(outcome_of(error).http, dumps({"error": public_text(error)}), headers)
 
 

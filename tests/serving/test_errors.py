@@ -67,7 +67,7 @@ def test_every_error_class_has_a_row_of_its_own_or_of_its_family(cls: type[Excep
         (RateLimited(SECRET, 1), 429, StatusCode.RESOURCE_EXHAUSTED),
         (Forbidden(SECRET), 403, StatusCode.PERMISSION_DENIED),
         (NotFound(SECRET), 404, StatusCode.NOT_FOUND),
-        (MethodNotAllowed(SECRET), 405, StatusCode.UNIMPLEMENTED),
+        (MethodNotAllowed(SECRET, ["GET"]), 405, StatusCode.UNIMPLEMENTED),
         (BodyTooLarge(SECRET), 413, StatusCode.RESOURCE_EXHAUSTED),
         (UnsupportedMediaType(SECRET), 415, StatusCode.INVALID_ARGUMENT),
         (QueueFull(SECRET, 1), 503, StatusCode.RESOURCE_EXHAUSTED),
