@@ -147,11 +147,11 @@ class DataPlane:
 
     async def _summon(self, manager: ModelManager, call: Call) -> Call:
         """Loads a model that sleeps. That time is not the model's: its deadline begins when it is there."""
-        manager.used = time.monotonic()
+        manager.used = began = time.monotonic()
         if manager.current is not None:
             return call
         await self._fleet.summon(manager.name, call.timeout)
-        waited = time.monotonic() - manager.used
+        waited = time.monotonic() - began
         left = None if call.timeout is None else call.timeout - waited
         return replace(call, received=time.monotonic(), timeout=left)
 

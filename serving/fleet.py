@@ -35,6 +35,7 @@ class Seat:
     manager: ModelManager
     poller: Poller
     task: asyncio.Task[None] | None = None
+    leaving: asyncio.Task[None] | None = None
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -59,7 +60,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """Ends all work in the background."""
-        tasks = [seat.task for seat in self.seats.values() if seat.task is not None]
+        tasks = [task for seat in self.seats.values() for task in (seat.task, seat.leaving) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -95,10 +96,16 @@ class Fleet:
         raise NotReady(f"Model {shown(seat.manager.name)!r} has no READY version: {seat.manager.why()}.")
 
     async def dismiss(self, name: str) -> None:
-        """Unloads a model on demand; requests that hold it finish, within the drain bound. BadRequest for others."""
+        """Unloads a model on demand; requests that hold it finish, within the drain bound. BadRequest for others.
+        A caller that gives up does not stop it: half unloaded, the model could never come back."""
         seat = self.seats[name]
         if not seat.manager.on_demand:
             raise BadRequest(f"Model {shown(name)!r} is not loaded on demand: it stays.")
+        if seat.leaving is None or seat.leaving.done():
+            seat.leaving = asyncio.create_task(self._leave(seat))
+        await asyncio.shield(seat.leaving)
+
+    async def _leave(self, seat: Seat) -> None:
         async with seat.moving:
             if seat.task is None:
                 return
