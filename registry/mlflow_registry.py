@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import shutil
@@ -75,8 +76,13 @@ class MlflowRegistry:
             mlflow.set_tracking_uri(tracking_uri)
         if registry_uri is not None:
             mlflow.set_registry_uri(registry_uri)
-        self._client = MlflowClient()
         self._patience = patience or Patience()
+
+    @functools.cached_property
+    def _client(self) -> MlflowClient:
+        """Made at the first question: whoever serves a folder asks none, and without a server MLflow's client would
+        make a database in the working folder."""
+        return MlflowClient()
 
     @property
     def identity(self) -> str:
@@ -183,12 +189,14 @@ def _lift(found: Path, into: Path) -> None:
 
 
 def _folder(uri: str) -> ModelVersion:
-    """A folder as a version: named by what its MLmodel says, and another one whenever that file is written."""
+    """A folder as a version: named by what its MLmodel says, and another one whenever that file is written. What MLflow's
+    client notes beside it (`registered_model_meta`) is no part of the digest, so no name is taken from there."""
     file = _path(uri) / "MLmodel"
     try:
         said = yaml.safe_load(file.read_text("utf-8"))
         id = next(str(said[key]) for key in ("model_id", "model_uuid", "run_id") if said.get(key))
-        return ModelVersion("", id, f"{uri} {file.stat().st_mtime_ns}", exact=uri)
+        source = f"{uri} {file.stat().st_mtime_ns}"
+        return ModelVersion("", id, source, run_id=said.get("run_id"), exact=uri)
     except FileNotFoundError as error:
         raise VersionNotFound(f"{uri} has no MLmodel file") from error
     except (OSError, yaml.YAMLError, AttributeError, StopIteration) as error:

@@ -1,6 +1,7 @@
 """The `kserve.Model` of a served name: KServe's side door into the same data plane.
 
 KServe's own app reaches it for CloudEvents; the routes and the gRPC servicer of Headway go to the data plane directly.
+It is a whole `kserve.Model`: a subclass may have its own `preprocess` and `postprocess`, in any `kserve.ModelServer`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from kserve import InferRequest, Model
+from kserve import InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 
 from serving.dataplane import Call, DataPlane
+from serving.transport.grpc import GrpcRequest
 from serving.transport.v1 import V1Request
 
 
@@ -45,12 +47,21 @@ class RegistryModel(Model):
         """Nothing is released here: requests may be in flight, and their leases release."""
 
     async def predict(self, payload: Any, headers: dict[str, str] | None = None, response_headers: Any = None) -> Any:
-        """One V1 document through the data plane. Open Inference requests come in over the server's own routes."""
-        if isinstance(payload, InferRequest):
-            raise InvalidInput("Send Open Inference requests to /v2/models/{name}/infer.")
-        if not isinstance(payload, dict):
-            raise InvalidInput("The data of the event must be a JSON object with 'instances'.")
+        """One V1 document or one Open Inference request through the data plane, and the answer in the same kind."""
         request_id = (headers or {}).get("x-request-id") or uuid.uuid4().hex
         call = Call(self.name, request_id=request_id, received=time.monotonic())
-        reply = await self._plane().infer(call, V1Request(orjson.dumps(payload)))
-        return orjson.loads(reply.payload)
+        if isinstance(payload, InferRequest):
+            reply = await self._plane().infer(call, GrpcRequest(_message(payload)))
+            return InferResponse.from_grpc(reply.payload)
+        if not isinstance(payload, dict):
+            raise InvalidInput("The data of the event must be a JSON object with 'instances'.")
+        document = await self._plane().infer(call, V1Request(orjson.dumps(payload)))
+        return orjson.loads(document.payload)
+
+
+def _message(request: InferRequest) -> Any:
+    """KServe's request as the message of its gRPC protocol, which holds tensors of both transports."""
+    try:
+        return request.to_grpc()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("The data of a tensor do not have its datatype.") from error

@@ -15,6 +15,9 @@ from typing import Any
 from serving.commands.base import CommandFailed, Verb
 from serving.settings import Settings, SettingsError, load_settings, model_from_words
 
+#: Where KServe's storage initializer puts a model's files.
+MODELS_FOLDER = "/mnt/models"
+
 
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal. Raises SettingsError, or CommandFailed if a port is taken."""
@@ -50,17 +53,25 @@ def settings_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Setti
             flags["server"][flag] = getattr(args, flag)
     if args.allow_pickle:
         flags["defaults"]["allow_pickle"] = True
-    entry = model_from_words(
-        args.model_uri or environ.get("MODEL_URI") or None,
-        args.model_name or environ.get("MODEL_NAME") or None,
-        args.model_version or environ.get("MODEL_VERSION") or None,
-    )
+    uri = args.model_uri or environ.get("MODEL_URI") or None
+    name = args.model_name or environ.get("MODEL_NAME") or None
+    version = args.model_version or environ.get("MODEL_VERSION") or None
+    if uri is None and version is None and environ.get("STORAGE_URI"):
+        uri = mounted(environ["STORAGE_URI"])
+        name = name or environ.get("INFERENCE_SERVICE_NAME") or None
+    entry = model_from_words(uri, name, version)
     if entry is not None:
         flags["models"] = [entry]
     settings = load_settings(flags, environ, args.config)
     if not settings.models:
         raise SettingsError("no model is named: use --model-uri models:/NAME@alias, or `models` in --config")
     return settings
+
+
+def mounted(storage_uri: str) -> str:
+    """The folder that KServe's storage initializer has filled. KServe sets the container's `STORAGE_URI` to it, whatever
+    the manifest said; where nobody has done so, the files are there all the same."""
+    return storage_uri if storage_uri.startswith("/") else MODELS_FOLDER
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -131,6 +131,30 @@ def test_a_model_word_makes_the_models_of_the_file_void(tmp_path: Path) -> None:
     assert [entry.name for entry in settings({"MODEL_NAME": "m", "MODEL_VERSION": "1"}, config=file).models] == ["m"]
 
 
+@pytest.mark.parametrize(
+    ("given", "name", "uri"),
+    [
+        ({"STORAGE_URI": "/mnt/models", "MODEL_NAME": "m"}, "m", "/mnt/models"),
+        ({"STORAGE_URI": "/mnt/models", "INFERENCE_SERVICE_NAME": "isvc"}, "isvc", "/mnt/models"),
+        ({"STORAGE_URI": "/elsewhere", "INFERENCE_SERVICE_NAME": "isvc", "MODEL_NAME": "m"}, "m", "/elsewhere"),
+        ({"STORAGE_URI": "s3://bucket/m", "MODEL_NAME": "m"}, "m", "/mnt/models"),
+        ({"STORAGE_URI": "/mnt/models", "MODEL_NAME": "m", "MODEL_VERSION": "3"}, "m", "models:/m/3"),
+        ({"STORAGE_URI": "/mnt/models", "MODEL_URI": "models:/m@champion"}, "m", "models:/m@champion"),
+    ],
+)
+def test_the_folder_that_kserve_filled_is_served(given: dict[str, str], name: str, uri: str, tmp_path: Path) -> None:
+    """`STORAGE_URI` names it, beats the file, and gives way to words that name a model."""
+    file = tmp_path / "headway.yaml"
+    file.write_text("models: [{name: a, uri: 'models:/a/1'}]")
+    assert [(entry.name, entry.uri) for entry in settings(given, config=file).models] == [(name, uri)]
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    """The sentence says what is missing."""
+    with pytest.raises(SettingsError, match="--model-name"):
+        settings({"STORAGE_URI": "/mnt/models"})
+
+
 def test_a_served_name_that_no_route_could_name_is_refused() -> None:
     """It would be part of a path."""
     with pytest.raises(SettingsError, match="name"):
