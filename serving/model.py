@@ -14,7 +14,8 @@ import orjson
 from kserve import InferRequest, Model
 from kserve.errors import InvalidInput
 
-from serving.dataplane import Call, DataPlane
+from serving.calls import Call
+from serving.dataplane import DataPlane
 from serving.transport.v1 import V1Request
 
 
