@@ -8,22 +8,18 @@ runs in chunks of `max_rows` and is answered whole.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-
-from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull, ServingError
+from serving.batch import Arrays, Done, Item, Slice, compute
+from serving.errors import DeadlineExceeded, NotReady, QueueFull
 from serving.runtimes.base import Outputs, Runtime, Want
 
-log = logging.getLogger("headway.batching")
-
-Arrays = tuple[np.ndarray, ...]
+_LATE_SECONDS = 0.001  # the loop counts in milliseconds, and must not ring before the time has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +31,6 @@ class BatchingLimits:
     max_queue: int = 2000
     high_watermark: float = 0.8
     inline_below_ms: float = 1.0
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    """One request in the queue: its rows, what it wants to know, and the future that its caller awaits."""
-
-    arrays: Arrays
-    rows: int
-    want: Want
-    future: asyncio.Future[tuple[Outputs, float]]
-    enqueued: float
-    taken: int = 0
-    timer: asyncio.TimerHandle | None = None
-    parts: list[Outputs] = field(default_factory=list)
-
-    def cut(self, start: int, stop: int) -> Arrays:
-        if start == 0 and stop == self.rows:
-            return self.arrays
-        return tuple(a[start:stop] for a in self.arrays)
-
-
-@dataclass(slots=True)
-class _Slice:
-    """The rows of one item that go into one batch."""
-
-    item: _Item
-    start: int
-    stop: int
 
 
 Observe = Callable[[int, int, float], None]
@@ -94,55 +62,80 @@ class Batcher:
         inline = inline and cost_ms < limits.inline_below_ms
         self._thread = None if inline else ThreadPoolExecutor(1, "headway-predict")
         self._hang_seconds, self._overdue = hang_seconds, overdue
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[Item] = deque()
+        self._waiting: set[Item] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires = math.inf
         self._running: set[asyncio.Task[None]] = set()
-        self._scheduled: asyncio.Handle | None = None
+        self._soon: asyncio.Handle | None = None
+        self._held: asyncio.TimerHandle | None = None
         self._seconds_per_row = cost_ms / 1000 / limits.max_rows
         self._busy = False
         self.depth = 0
 
     async def predict(self, arrays: Arrays, rows: int, want: Want, deadline: float | None) -> tuple[Outputs, float]:
-        """The outputs for exactly these rows, in order, and the seconds that their batch took in the runtime.
+        """What `submit` promises, awaited: the outputs, and the seconds that their batch took in the runtime."""
+        future: asyncio.Future[tuple[Outputs, float]] = asyncio.get_running_loop().create_future()
 
-        `deadline` is monotonic time, None for none. Raises QueueFull, DeadlineExceeded, ModelFailed or NotReady.
+        def done(result: Outputs | Exception, seconds: float) -> None:
+            if future.done():
+                return  # its caller has just been cancelled
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result((result, seconds))
+
+        item = self.submit(arrays, rows, want, deadline, done)
+        try:
+            return await future
+        finally:
+            self.cancel(item)
+
+    def submit(self, arrays: Arrays, rows: int, want: Want, deadline: float | None, done: Done) -> Item:
+        """Queues rows; `done` hears the outputs for exactly these, in order, or ModelFailed, DeadlineExceeded, NotReady.
+
+        `deadline` is monotonic time, None for none. Raises QueueFull, DeadlineExceeded or NotReady, and calls nobody then.
         """
         if self._runtime is None:
             raise NotReady("This version is no longer loaded; ask again.")
         self._admit(rows)
-        loop = asyncio.get_running_loop()
-        item = _Item(arrays, rows, want, loop.create_future(), time.monotonic())
+        item = Item(arrays, rows, want, deadline, time.monotonic(), done)
         if deadline is not None:
-            delay = deadline - item.enqueued
-            if delay <= 0:
+            if deadline <= item.enqueued:
                 raise DeadlineExceeded("The request's deadline had passed before the model could run.")
-            item.timer = loop.call_later(delay, _expire, item.future)
+            if deadline < self._expires:
+                self._expire_at(deadline)
         self._queue.append(item)
+        self._waiting.add(item)
         self.depth += rows
         self._schedule(item.enqueued)
-        try:
-            return await item.future
-        finally:
-            self._leave(item)
+        return item
+
+    def cancel(self, item: Item) -> None:
+        """Nobody waits for the item any more: it holds no place, and what is not computed yet never will be."""
+        item.done = None
+        self._waiting.discard(item)
+        self.depth -= item.rows - item.taken
+        item.taken = item.rows
 
     def close(self) -> None:
         """Fails every waiter and releases the runtime; a batch that is running ends unheard."""
         for item in list(self._queue):
-            _fail(item, NotReady("The server is shutting this version down; ask again."))
+            self._settle(item, NotReady("The server is shutting this version down; ask again."))
         for task in self._running:
             task.cancel()
         self._queue.clear()
         self._runtime = None
-        if self._scheduled:
-            self._scheduled.cancel()
+        for handle in (self._soon, self._held, self._expiry):
+            if handle is not None:
+                handle.cancel()
         if self._thread:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def fail_waiting(self, error: Exception) -> None:
         """Fails whoever waits or is being computed: the drain bound has passed."""
-        for item in [*self._queue, *(s.item for s in self._slices)]:
-            _fail(item, error)
-
-    _slices: Sequence[_Slice] = ()
+        for item in list(self._waiting):
+            self._settle(item, error)
 
     def _admit(self, rows: int) -> None:
         limits = self._limits
@@ -151,32 +144,52 @@ class Batcher:
             seconds = max(1, math.ceil(self.depth * self._seconds_per_row))
             raise QueueFull("The model's queue is over its high watermark; try again later.", seconds)
 
-    def _leave(self, item: _Item) -> None:
-        if item.timer:
-            item.timer.cancel()
-        self.depth -= item.rows - item.taken
-        item.taken = item.rows  # a cancelled or expired item holds no place, and is never computed
+    def _settle(self, item: Item, result: Outputs | Exception, seconds: float = 0.0) -> None:
+        done = item.done
+        self.cancel(item)
+        if done is not None:
+            done(result, seconds)
+
+    def _expire_at(self, deadline: float) -> None:
+        """One timer for all: it is set to the earliest deadline, and looks for the next one when it has rung."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires = deadline
+        delay = max(0.0, deadline - time.monotonic()) + _LATE_SECONDS
+        self._expiry = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry, self._expires = None, math.inf
+        now = time.monotonic()
+        for item in [i for i in self._waiting if i.deadline is not None and i.deadline <= now]:
+            self._settle(item, DeadlineExceeded("The request's deadline passed before the model answered."))
+        later = min((i.deadline for i in self._waiting if i.deadline is not None), default=None)
+        if later is not None and later < self._expires:
+            self._expire_at(later)
 
     def _schedule(self, since: float) -> None:
-        full = self.depth >= self._limits.max_rows
-        if self._busy or not self._queue or (self._scheduled is not None and not full):
+        """Starts a batch in this tick, or holds it for `max_wait` from `since` while it is not full."""
+        if self._busy or self._soon is not None or not self._queue:
             return
-        if self._scheduled is not None:
-            self._scheduled.cancel()  # a timer that holds a batch which has filled up meanwhile
-        loop = asyncio.get_running_loop()
-        wait = self._limits.max_wait_ms / 1000 - (time.monotonic() - since)
-        if wait <= 0 or full:
-            self._scheduled = loop.call_soon(self._start)
-        else:
-            self._scheduled = loop.call_later(wait, self._start)
+        if self._limits.max_wait_ms > 0 and self.depth < self._limits.max_rows:
+            wait = self._limits.max_wait_ms / 1000 - (time.monotonic() - since)
+            if wait > 0:
+                if self._held is None:
+                    self._held = asyncio.get_running_loop().call_later(wait, self._start)
+                return
+        if self._held is not None:
+            self._held.cancel()  # it held a batch that has filled up meanwhile
+            self._held = None
+        self._soon = asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
-        self._scheduled = None
+        self._soon = self._held = None
+        if self._busy or self._runtime is None:
+            return
         slices = self._take()
-        if not slices or self._runtime is None:
+        if not slices:
             return
         self._busy = True
-        self._slices = slices
         if self._thread is None:
             self._run_inline(slices)
         else:
@@ -184,17 +197,20 @@ class Batcher:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    def _take(self) -> list[_Slice]:
-        """Rows for one batch, in order of arrival; whoever has left the queue is skipped."""
-        slices: list[_Slice] = []
+    def _take(self) -> list[Slice]:
+        """Rows for one batch, in order of arrival; whoever has left the queue, or is too late, is skipped."""
+        slices: list[Slice] = []
+        now = time.monotonic()
         room = self._limits.max_rows
         while self._queue and room > 0:
             item = self._queue[0]
+            if item.deadline is not None and item.deadline <= now:
+                self._settle(item, DeadlineExceeded("The request's deadline passed before the model could run."))
             count = min(room, item.rows - item.taken)
-            if item.future.done() or count == 0:
+            if count == 0:
                 self._queue.popleft()
                 continue
-            slices.append(_Slice(item, item.taken, item.taken + count))
+            slices.append(Slice(item, item.taken, item.taken + count))
             item.taken += count
             room -= count
             self.depth -= count
@@ -202,107 +218,45 @@ class Batcher:
                 self._queue.popleft()
         return slices
 
-    def _run_inline(self, slices: list[_Slice]) -> None:
+    def _run_inline(self, slices: list[Slice]) -> None:
         assert self._runtime is not None
-        results, seconds = _compute(self._runtime, slices)
+        results, seconds = compute(self._runtime, slices)
         if seconds > self._hang_seconds:
             self._overdue(seconds)
         self._finish(slices, results, seconds)
 
-    async def _run_threaded(self, slices: list[_Slice]) -> None:
+    async def _run_threaded(self, slices: list[Slice]) -> None:
         assert self._thread is not None
         assert self._runtime is not None
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(self._hang_seconds, self._overdue, self._hang_seconds)
         try:
-            results, seconds = await loop.run_in_executor(self._thread, _compute, self._runtime, slices)
+            results, seconds = await loop.run_in_executor(self._thread, compute, self._runtime, slices)
         except (asyncio.CancelledError, RuntimeError):
             for piece in slices:
-                _fail(piece.item, NotReady("The server is shutting this version down; ask again."))
+                self._settle(piece.item, NotReady("The server is shutting this version down; ask again."))
             raise
         finally:
             alarm.cancel()
         self._finish(slices, results, seconds)
 
-    def _finish(self, slices: list[_Slice], results: list[Outputs | Exception], seconds: float) -> None:
+    def _finish(self, slices: list[Slice], results: list[Outputs | Exception], seconds: float) -> None:
         self._busy = False
-        self._slices = ()
         rows = sum(s.stop - s.start for s in slices)
         self._seconds_per_row += 0.1 * (seconds / rows - self._seconds_per_row)
         self._observe(len(slices), rows, seconds)
         for piece, result in zip(slices, results, strict=True):
-            _deliver(piece, result, seconds)
+            self._deliver(piece, result, seconds)
         if self._queue:
             self._schedule(self._queue[0].enqueued)
 
-
-def _compute(runtime: Runtime, slices: Sequence[_Slice]) -> tuple[list[Outputs | Exception], float]:
-    """Runs one batch; returns one result per slice and the seconds that it took."""
-    began = time.perf_counter()
-    results = _attempt(runtime, slices)
-    return results, time.perf_counter() - began
-
-
-def _attempt(runtime: Runtime, slices: Sequence[_Slice]) -> list[Outputs | Exception]:
-    """One call for all; if it raises, each half on its own, so that a poison row fails alone (about 2·log2 calls)."""
-    rows = sum(s.stop - s.start for s in slices)
-    want = Want.NONE
-    for piece in slices:
-        want |= piece.item.want
-    try:
-        outputs = runtime.predict(_merge(slices), rows, want)
-        if outputs.rows != rows or not outputs.consistent():
-            raise ModelFailed(f"the model did not answer one row for each of {rows}")
-    except ServingError as error:  # no row is to blame: a wrong number of outputs, or the version's process is gone
-        log.error("batch failed: %s", error)
-        return [error] * len(slices)
-    except Exception as error:  # noqa: BLE001  the batch: a model may raise anything
-        if len(slices) == 1:
-            failed = ModelFailed(f"the model raised {type(error).__name__}")
-            failed.__cause__ = error  # whoever answers the request logs both, under the request's id
-            return [failed]
-        half = len(slices) // 2
-        return _attempt(runtime, slices[:half]) + _attempt(runtime, slices[half:])
-    return _split(outputs, slices)
-
-
-def _merge(slices: Sequence[_Slice]) -> Arrays:
-    if len(slices) == 1:
-        return slices[0].item.cut(slices[0].start, slices[0].stop)
-    parts = [piece.item.cut(piece.start, piece.stop) for piece in slices]
-    return tuple(np.concatenate(blocks) for blocks in zip(*parts, strict=True))
-
-
-def _split(outputs: Outputs, slices: Sequence[_Slice]) -> list[Outputs | Exception]:
-    if len(slices) == 1:
-        return [outputs]
-    results: list[Outputs | Exception] = []
-    at = 0
-    for piece in slices:
-        stop = at + piece.stop - piece.start
-        results.append(outputs.cut(at, stop))
-        at = stop
-    return results
-
-
-def _deliver(piece: _Slice, result: Outputs | Exception, seconds: float) -> None:
-    item = piece.item
-    if isinstance(result, Exception):
-        _fail(item, result)
-        return
-    if item.future.done():
-        return
-    item.parts.append(result)
-    if piece.stop == item.rows:
-        whole = item.parts[0] if len(item.parts) == 1 else Outputs.join(item.parts)
-        item.future.set_result((whole, seconds))
-
-
-def _fail(item: _Item, error: Exception) -> None:
-    if not item.future.done():
-        item.future.set_exception(error)
-
-
-def _expire(future: asyncio.Future[tuple[Outputs, float]]) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded("The request's deadline passed before the model answered."))
+    def _deliver(self, piece: Slice, result: Outputs | Exception, seconds: float) -> None:
+        item = piece.item
+        if item.done is None:
+            return
+        if isinstance(result, Exception) or (piece.start == 0 and piece.stop == item.rows):
+            self._settle(item, result, seconds)
+            return
+        item.parts.append(result)
+        if piece.stop == item.rows:
+            self._settle(item, Outputs.join(item.parts), seconds)

@@ -10,94 +10,24 @@ import asyncio
 import contextvars
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from dataclasses import replace
 
 import numpy as np
 
 from monitoring.metrics import Metrics
-from registry.versions import ModelVersion
+from serving.calls import Call, Out, Reply, Request
 from serving.completing import Gaps, check_present, fill_gaps, find_gaps
 from serving.decoding import Arrays, Partial, complete
-from serving.errors import BadRequest, DeadlineExceeded, Forbidden, NotFound, outcome_of
+from serving.errors import DeadlineExceeded, Forbidden, NotFound, outcome_of
 from serving.fleet import Fleet
+from serving.flight import Flight
 from serving.loading import Loaded
 from serving.manager import ModelManager, Servable
-from serving.runtimes.base import Outputs, Want
 from serving.schema import shown
 
 log = logging.getLogger("headway.requests")
-Out_co = TypeVar("Out_co", covariant=True)
-Out = TypeVar("Out")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Who is asked, until when. `received` is monotonic seconds at the last byte in; `timeout` the client's wish."""
-
-    model: str
-    version: str | None = None
-    label: str | None = None
-    request_id: str = ""
-    received: float = 0.0
-    timeout: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A request's rows, and what it wants to know of them; None means the model's own setting."""
-
-    partial: Partial
-    output: str | None = None
-    per_instance: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was computed, by whom, and how it is to be shown."""
-
-    model: str
-    version: ModelVersion
-    loaded: Loaded
-    outputs: Outputs
-    output: str
-    per_instance: bool
-
-    @property
-    def predictions(self) -> np.ndarray:
-        """The array that the answer calls `predictions`."""
-        chosen = {"probabilities": self.outputs.probabilities, "raw": self.outputs.raw}.get(
-            self.output, self.outputs.labels
-        )
-        assert chosen is not None
-        return chosen
-
-    @property
-    def probabilities(self) -> np.ndarray | None:
-        """The array that stands beside the labels: under `auto`, for classifiers only."""
-        return self.outputs.probabilities if self.output == "auto" else None
-
-
-class Request(Protocol[Out_co]):
-    """One request of one protocol."""
-
-    def decode(self, loaded: Loaded) -> Decoded:
-        """Checks the request against the version's schema. Raises BadRequest."""
-        ...
-
-    def encode(self, answer: Answer) -> Out_co:
-        """The answer in the protocol's shape."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reply(Generic[Out]):
-    """An encoded answer, the version that gave it, and the milliseconds of each stage."""
-
-    payload: Out
-    version: str
-    stages: tuple[tuple[str, float], ...]
 
 
 class DataPlane:
@@ -108,7 +38,7 @@ class DataPlane:
     ) -> None:
         self._fleet, self._repository_api = fleet, repository_api
         self.managers = {name: seat.manager for name, seat in fleet.seats.items()}
-        self._metrics = metrics
+        self.metrics = metrics
         self._feature_threads = ThreadPoolExecutor(feature_threads, "headway-features")
         self.draining = False
 
@@ -132,24 +62,40 @@ class DataPlane:
 
     async def infer(self, call: Call, request: Request[Out]) -> Reply[Out]:
         """Answers one request. Raises what `serving.errors.TABLE` knows; the lease is given back in any case."""
-        name, version = call.model, ""
+        future: asyncio.Future[Reply[Out]] = asyncio.get_running_loop().create_future()
+
+        def done(result: Reply[Out] | Exception) -> None:
+            if future.done():
+                return  # the caller has just been cancelled
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        flight = self.start(call, request, done)
         try:
-            manager = self.manager(name)
-            if manager.on_demand:
-                call = await self._summon(manager, call)
-            with manager.lease(call.version, call.label) as servable:
-                version = servable.version.version
-                self._metrics.bound(name, version).predictions.inc()
-                return await self._answer(call, request, servable)
-        except BaseException as error:
-            self._count(name if name in self.managers else "", version, error)
+            return await future
+        except asyncio.CancelledError:
+            flight.cancel()
             raise
 
-    async def _summon(self, manager: ModelManager, call: Call) -> Call:
+    def start(self, call: Call, request: Request[Out], done: Callable[[Reply[Out] | Exception], None]) -> Flight[Out]:
+        """Begins to answer one request without a task of its own; `done` hears the end, once, unless it is cancelled.
+
+        It may hear it before this returns. Raises NotFound for a model that is not served here, and nothing else.
+        """
+        try:
+            manager = self.manager(call.model)
+        except NotFound as error:
+            self.count(call, "", error)
+            raise
+        flight = Flight(self, manager, call, request, done)
+        flight.begin()
+        return flight
+
+    async def summon(self, manager: ModelManager, call: Call) -> Call:
         """Loads a model that sleeps. That time is not the model's: its deadline begins when it is there."""
-        manager.used = began = time.monotonic()
-        if manager.current is not None:
-            return call
+        began = time.monotonic()
         await self._fleet.summon(manager.name, call.timeout)
         waited = time.monotonic() - began
         left = None if call.timeout is None else call.timeout - waited
@@ -162,38 +108,7 @@ class DataPlane:
         self.manager(name)
         await (self._fleet.summon(name) if load else self._fleet.dismiss(name))
 
-    async def _answer(self, call: Call, request: Request[Out], servable: Servable) -> Reply[Out]:
-        loaded, batcher = servable.ready
-        clock = time.perf_counter
-        began = clock()
-        decoded = request.decode(loaded)
-        output = decoded.output or loaded.configuration.output
-        want = wanted(output, loaded)
-        deadline = _deadline(call, loaded)
-        at_features = clock()
-        arrays = decoded.partial.arrays
-        if arrays is None:
-            arrays = await self._complete(decoded.partial, loaded, servable, deadline)
-        at_predict = clock()
-        outputs, seconds = await batcher.predict(arrays, decoded.partial.rows, want, deadline)
-        at_encode = clock()
-        per_instance = loaded.configuration.per_instance if decoded.per_instance is None else decoded.per_instance
-        answer = Answer(call.model, servable.version, loaded, outputs, output, per_instance)
-        payload = request.encode(answer)
-        ended = clock()
-        bound = self._metrics.bound(call.model, servable.version.version)
-        bound.latency.observe(seconds)
-        bound.rows.inc(outputs.rows)
-        bound.request_latency.observe(time.monotonic() - call.received)
-        stages = (
-            ("decode", at_features - began),
-            ("features", at_predict - at_features),
-            ("predict", at_encode - at_predict),
-            ("encode", ended - at_encode),
-        )
-        return Reply(payload, servable.version.version, stages)
-
-    async def _complete(self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None) -> Arrays:
+    async def complete(self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None) -> Arrays:
         """Looks up what the request did not bring, in one call for all its rows; values that it did bring win."""
         gaps = find_gaps(loaded, partial)
         if gaps is not None:
@@ -202,10 +117,10 @@ class DataPlane:
             try:
                 found = await self._look_up(loaded, gaps, deadline)
             except BaseException:
-                self._metrics.lookups.labels(model, version, "error").inc()
+                self.metrics.lookups.labels(model, version, "error").inc()
                 raise
-            self._metrics.lookups.labels(model, version, "ok").inc()
-            self._metrics.lookup_latency.labels(model, version).observe(time.perf_counter() - began)
+            self.metrics.lookups.labels(model, version, "ok").inc()
+            self.metrics.lookup_latency.labels(model, version).observe(time.perf_counter() - began)
             fill_gaps(loaded, partial, gaps, found)
         check_present(loaded.schema, partial)
         return complete(loaded.schema, partial)
@@ -223,33 +138,15 @@ class DataPlane:
         except TimeoutError as error:
             raise DeadlineExceeded("The request's deadline passed while its features were looked up.") from error
 
-    def _count(self, model: str, version: str, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            self._metrics.failed(model, version, "cancelled")
-            return
+    def count(self, call: Call, version: str, error: BaseException) -> None:
+        """Counts a request that failed, and logs what is no fault of its caller."""
+        model = call.model if call.model in self.managers else ""
         outcome = outcome_of(error)
-        self._metrics.failed(model, version, outcome.reason)
+        self.metrics.failed(model, version, outcome.reason)
         if outcome.reason == "queue_full":
-            self._metrics.rejections.labels(model, version).inc()
+            self.metrics.rejections.labels(model, version).inc()
         if outcome.reason == "deadline":
-            self._metrics.timeouts.labels(model, version).inc()
+            self.metrics.timeouts.labels(model, version).inc()
         if outcome.http == 500:
-            log.error(
-                "request failed", extra={"model": model, "version": version, "reason": outcome.reason}, exc_info=error
-            )
-
-
-def wanted(output: str, loaded: Loaded) -> Want:
-    """What the runtime must compute for an output mode. Raises BadRequest for probabilities of a model without."""
-    classifier = loaded.runtime.classes is not None
-    if output == "probabilities" and not classifier:
-        raise BadRequest("This model has no probabilities: it is no classifier.")
-    if output == "auto":
-        return Want.LABELS | Want.PROBABILITIES if classifier else Want.LABELS
-    return {"labels": Want.LABELS, "probabilities": Want.PROBABILITIES, "raw": Want.RAW}[output]
-
-
-def _deadline(call: Call, loaded: Loaded) -> float | None:
-    own = loaded.configuration.timeout
-    seconds = min((t for t in (own, call.timeout) if t is not None), default=None)
-    return None if seconds is None else call.received + seconds
+            facts = {"model": model, "version": version, "reason": outcome.reason, "request_id": call.request_id}
+            log.error("request failed", extra=facts, exc_info=error)

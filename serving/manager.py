@@ -191,14 +191,23 @@ class ModelManager:
     @contextlib.contextmanager
     def lease(self, version: str | None = None, label: str | None = None) -> Iterator[Servable]:
         """Holds a READY version: the one that is current, or the one with this number or alias."""
-        servable = self._choose(version, label)
-        servable.leases += 1
+        servable = self.hold(version, label)
         try:
             yield servable
         finally:
-            servable.leases -= 1
-            if servable.leases == 0 and servable.state is State.DRAINING:
-                self._wake.set()
+            self.release(servable)
+
+    def hold(self, version: str | None = None, label: str | None = None) -> Servable:
+        """What `lease` holds, until it is released. Raises NotReady or NotFound."""
+        servable = self._choose(version, label)
+        servable.leases += 1
+        return servable
+
+    def release(self, servable: Servable) -> None:
+        """Gives one lease back."""
+        servable.leases -= 1
+        if servable.leases == 0 and servable.state is State.DRAINING:
+            self._wake.set()
 
     def _choose(self, version: str | None, label: str | None) -> Servable:
         if version is None and label is None:

@@ -15,7 +15,8 @@ import orjson
 from kserve import InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
 
-from serving.dataplane import Call, DataPlane
+from serving.calls import Call
+from serving.dataplane import DataPlane
 from serving.transport.grpc import GrpcRequest
 from serving.transport.v1 import V1Request
 

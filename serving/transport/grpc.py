@@ -19,7 +19,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 
 from monitoring.logs import request_id
-from serving.dataplane import Answer, Call, DataPlane, Decoded
+from serving.calls import Answer, Call, Decoded
+from serving.dataplane import DataPlane
 from serving.errors import BadRequest, NotLoadedYet, QueueFull, outcome_of, public_text
 from serving.loading import Loaded
 from serving.runtimes.base import datatype_of

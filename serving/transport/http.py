@@ -15,7 +15,8 @@ from typing import Any
 
 from monitoring.logs import request_id
 from monitoring.metrics import Metrics
-from serving.dataplane import Call, DataPlane, Reply
+from serving.calls import STAGES, Call, Reply
+from serving.dataplane import DataPlane
 from serving.errors import (
     BadRequest,
     BodyTooLarge,
@@ -41,6 +42,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+TIMING = b", ".join(stage.encode() + b";dur=%.3f" for stage in STAGES)
 LONGEST_ID = 128
 LINGER_SECONDS = 5.0
 
@@ -303,8 +305,8 @@ def _constant(body: dict[str, Any]) -> Handler:
 
 
 def _answered(reply: Reply[bytes]) -> Response:
-    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in reply.stages)
-    headers = (JSON, (b"x-model-version", reply.version.encode()), (b"server-timing", timing.encode()))
+    timing = TIMING % tuple(1000 * seconds for seconds in reply.stages)
+    headers = (JSON, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
     return Response(200, reply.payload, headers)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.dataplane import Answer, Decoded
+from serving.calls import Answer, Decoded
 from serving.decoding import decode_instances
 from serving.errors import BadRequest
 from serving.loading import Loaded

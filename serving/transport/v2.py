@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.dataplane import Answer, Decoded
+from serving.calls import Answer, Decoded
 from serving.decoding import flatten
 from serving.errors import BadRequest, NotOffered
 from serving.loading import Loaded

@@ -18,10 +18,11 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from registry.errors import InvalidModel
 from registry.versions import ModelVersion
+from serving.calls import Answer
 from serving.configuration import ModelOptions
-from serving.dataplane import Answer, wanted
 from serving.decoding import decode_instances
 from serving.errors import BadRequest
+from serving.flight import wanted
 from serving.loading import Loaded, Loader, warm
 from serving.transport.v1 import to_document
 from serving.transport.v2 import check_outputs, output_tensors

@@ -1,0 +1,97 @@
+"""One batch: the rows of several requests through the runtime in one call, and each request's own rows out of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serving.errors import ModelFailed, ServingError
+from serving.runtimes.base import Outputs, Runtime, Want
+
+log = logging.getLogger("headway.batching")
+
+Arrays = tuple[np.ndarray, ...]
+#: Hears what became of a request: its outputs or why there are none, and the seconds its batch took in the runtime.
+Done = Callable[["Outputs | Exception", float], None]
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One request in the queue: its rows, what it wants to know, and who is told, exactly once, when it is done."""
+
+    arrays: Arrays
+    rows: int
+    want: Want
+    deadline: float | None
+    enqueued: float
+    done: Done | None
+    taken: int = 0
+    parts: list[Outputs] = field(default_factory=list)
+
+    def cut(self, start: int, stop: int) -> Arrays:
+        """The rows from `start` to before `stop`."""
+        if start == 0 and stop == self.rows:
+            return self.arrays
+        return tuple(a[start:stop] for a in self.arrays)
+
+
+@dataclass(slots=True)
+class Slice:
+    """The rows of one item that go into one batch."""
+
+    item: Item
+    start: int
+    stop: int
+
+
+def compute(runtime: Runtime, slices: Sequence[Slice]) -> tuple[list[Outputs | Exception], float]:
+    """Runs one batch; returns one result per slice and the seconds that it took."""
+    began = time.perf_counter()
+    results = _attempt(runtime, slices)
+    return results, time.perf_counter() - began
+
+
+def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:
+    """One call for all; if it raises, each half on its own, so that a poison row fails alone (about 2·log2 calls)."""
+    rows = sum(s.stop - s.start for s in slices)
+    want = Want.NONE
+    for piece in slices:
+        want |= piece.item.want
+    try:
+        outputs = runtime.predict(_merge(slices), rows, want)
+        if outputs.rows != rows or not outputs.consistent():
+            raise ModelFailed(f"the model did not answer one row for each of {rows}")
+    except ServingError as error:  # no row is to blame: a wrong number of outputs, or the version's process is gone
+        log.error("batch failed: %s", error)
+        return [error] * len(slices)
+    except Exception as error:  # noqa: BLE001  the batch: a model may raise anything
+        if len(slices) == 1:
+            failed = ModelFailed(f"the model raised {type(error).__name__}")
+            failed.__cause__ = error  # whoever answers the request logs both, under the request's id
+            return [failed]
+        half = len(slices) // 2
+        return _attempt(runtime, slices[:half]) + _attempt(runtime, slices[half:])
+    return _split(outputs, slices)
+
+
+def _merge(slices: Sequence[Slice]) -> Arrays:
+    if len(slices) == 1:
+        return slices[0].item.cut(slices[0].start, slices[0].stop)
+    parts = [piece.item.cut(piece.start, piece.stop) for piece in slices]
+    return tuple(np.concatenate(blocks) for blocks in zip(*parts, strict=True))
+
+
+def _split(outputs: Outputs, slices: Sequence[Slice]) -> list[Outputs | Exception]:
+    if len(slices) == 1:
+        return [outputs]
+    results: list[Outputs | Exception] = []
+    at = 0
+    for piece in slices:
+        stop = at + piece.stop - piece.start
+        results.append(outputs.cut(at, stop))
+        at = stop
+    return results

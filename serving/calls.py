@@ -1,0 +1,88 @@
+"""What travels between a transport and the data plane.
+
+None of these is frozen: one of each is made per request, and a frozen dataclass takes three times as long to make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from registry.versions import ModelVersion
+from serving.decoding import Partial
+from serving.loading import Loaded
+from serving.runtimes.base import Outputs
+
+Out_co = TypeVar("Out_co", covariant=True)
+Out = TypeVar("Out")
+STAGES = ("decode", "features", "predict", "encode")
+
+
+@dataclass(slots=True)
+class Call:
+    """Who is asked, until when. `received` is monotonic seconds at the last byte in; `timeout` the client's wish."""
+
+    model: str
+    version: str | None = None
+    label: str | None = None
+    request_id: str = ""
+    received: float = 0.0
+    timeout: float | None = None
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A request's rows, and what it wants to know of them; None means the model's own setting."""
+
+    partial: Partial
+    output: str | None = None
+    per_instance: bool | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """What was computed, by whom, and how it is to be shown."""
+
+    model: str
+    version: ModelVersion
+    loaded: Loaded
+    outputs: Outputs
+    output: str
+    per_instance: bool
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The array that the answer calls `predictions`."""
+        chosen = {"probabilities": self.outputs.probabilities, "raw": self.outputs.raw}.get(
+            self.output, self.outputs.labels
+        )
+        assert chosen is not None
+        return chosen
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """The array that stands beside the labels: under `auto`, for classifiers only."""
+        return self.outputs.probabilities if self.output == "auto" else None
+
+
+class Request(Protocol[Out_co]):
+    """One request of one protocol."""
+
+    def decode(self, loaded: Loaded) -> Decoded:
+        """Checks the request against the version's schema. Raises BadRequest."""
+        ...
+
+    def encode(self, answer: Answer) -> Out_co:
+        """The answer in the protocol's shape."""
+        ...
+
+
+@dataclass(slots=True)
+class Reply(Generic[Out]):
+    """An encoded answer, the version that gave it, and the seconds of each of `STAGES`."""
+
+    payload: Out
+    version: str
+    stages: tuple[float, float, float, float]

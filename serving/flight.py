@@ -1,0 +1,186 @@
+"""One request on its way through the stages: lease → decode and check → features → batch → encode.
+
+Only a model that has to be loaded, and features that have to be looked up, take a task; everything else happens where
+the request came in, and where its batch ended. A task and a future per request cost more than all the rest together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Generic
+
+from monitoring.logs import request_id
+from serving.batch import Arrays, Item
+from serving.batching import Batcher
+from serving.calls import Answer, Call, Decoded, Out, Reply, Request
+from serving.errors import BadRequest
+from serving.loading import Loaded
+from serving.manager import ModelManager, Servable
+from serving.runtimes.base import Outputs, Want
+
+if TYPE_CHECKING:
+    from serving.dataplane import DataPlane
+
+_clock = time.perf_counter
+
+
+class Flight(Generic[Out]):
+    """Answers one request of a model that exists. `done` hears the end, once; after `cancel`, never."""
+
+    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_call", "_decoded", "_done", "_item", "_loaded",
+                 "_manager", "_output", "_plane", "_request", "_servable", "_task")  # fmt: skip
+
+    _loaded: Loaded
+    _batcher: Batcher
+    _began: float
+    _at_features: float
+    _at_predict: float
+    _decoded: Decoded
+    _output: str
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        manager: ModelManager,
+        call: Call,
+        request: Request[Out],
+        done: Callable[[Reply[Out] | Exception], None],
+    ) -> None:
+        self._plane, self._manager, self._call, self._request = plane, manager, call, request
+        self._done: Callable[[Reply[Out] | Exception], None] | None = done
+        self._servable: Servable | None = None
+        self._item: Item | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Takes the request as far as it goes at once. Raises nothing."""
+        manager = self._manager
+        if manager.on_demand:
+            manager.used = time.monotonic()
+            if manager.current is None:
+                self._apart(self._summon)
+                return
+        try:
+            self._board()
+        except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer
+            self._fail(error)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more: what is not computed yet never will be."""
+        if self._done is None:
+            return
+        self._done = None
+        if self._task is not None:
+            self._task.cancel()
+        if self._item is not None:
+            self._batcher.cancel(self._item)
+        self._plane.metrics.failed(self._call.model, self._release(), "cancelled")
+
+    def _apart(self, step: Callable[[], Awaitable[None]]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._guard(step))
+
+    async def _guard(self, step: Callable[[], Awaitable[None]]) -> None:
+        request_id.set(self._call.request_id)
+        try:
+            await step()
+        except Exception as error:  # noqa: BLE001  the request boundary, as in begin
+            self._fail(error)
+
+    async def _summon(self) -> None:
+        self._call = await self._plane.summon(self._manager, self._call)
+        self._board()
+
+    def _board(self) -> None:
+        """Leases a version, decodes for it, and queues what is complete."""
+        call = self._call
+        self._servable = servable = self._manager.hold(call.version, call.label)
+        self._plane.metrics.bound(call.model, servable.version.version).predictions.inc()
+        self._loaded, self._batcher = servable.ready
+        self._began = _clock()
+        self._decoded = decoded = self._request.decode(self._loaded)
+        self._output = decoded.output or self._loaded.configuration.output
+        want = wanted(self._output, self._loaded)
+        self._at_features = self._at_predict = _clock()
+        if decoded.partial.arrays is None:
+            self._apart(lambda: self._complete(servable, want))
+        else:
+            self._queue(decoded.partial.arrays, want)
+
+    async def _complete(self, servable: Servable, want: Want) -> None:
+        deadline = _deadline(self._call, self._loaded)
+        arrays = await self._plane.complete(self._decoded.partial, self._loaded, servable, deadline)
+        self._at_predict = _clock()
+        self._queue(arrays, want)
+
+    def _queue(self, arrays: Arrays, want: Want) -> None:
+        deadline = _deadline(self._call, self._loaded)
+        self._item = self._batcher.submit(arrays, self._decoded.partial.rows, want, deadline, self._computed)
+
+    def _computed(self, result: Outputs | Exception, seconds: float) -> None:
+        self._item = None
+        if isinstance(result, Exception):
+            self._fail(result)
+            return
+        try:
+            reply = self._encode(result, seconds)
+        except Exception as error:  # noqa: BLE001  the request boundary, as in begin
+            self._fail(error)
+            return
+        self._end(reply)
+
+    def _encode(self, outputs: Outputs, seconds: float) -> Reply[Out]:
+        servable, call, decoded = self._servable, self._call, self._decoded
+        assert servable is not None
+        at_encode = _clock()
+        loaded = self._loaded
+        per_instance = loaded.configuration.per_instance if decoded.per_instance is None else decoded.per_instance
+        answer = Answer(call.model, servable.version, loaded, outputs, self._output, per_instance)
+        payload = self._request.encode(answer)
+        bound = self._plane.metrics.bound(call.model, servable.version.version)
+        bound.latency.observe(seconds)
+        bound.rows.inc(outputs.rows)
+        bound.request_latency.observe(time.monotonic() - call.received)
+        stages = (
+            self._at_features - self._began,
+            self._at_predict - self._at_features,
+            at_encode - self._at_predict,
+            _clock() - at_encode,
+        )
+        return Reply(payload, servable.version.version, stages)
+
+    def _fail(self, error: Exception) -> None:
+        version = self._servable.version.version if self._servable is not None else ""
+        self._plane.count(self._call, version, error)
+        self._end(error)
+
+    def _end(self, result: Reply[Out] | Exception) -> None:
+        done, self._done = self._done, None
+        self._release()
+        if done is not None:
+            done(result)
+
+    def _release(self) -> str:
+        """Gives the lease back; the version that was held, or nothing."""
+        servable, self._servable = self._servable, None
+        if servable is None:
+            return ""
+        self._manager.release(servable)
+        return servable.version.version
+
+
+def wanted(output: str, loaded: Loaded) -> Want:
+    """What the runtime must compute for an output mode. Raises BadRequest for probabilities of a model without."""
+    classifier = loaded.runtime.classes is not None
+    if output == "probabilities" and not classifier:
+        raise BadRequest("This model has no probabilities: it is no classifier.")
+    if output == "auto":
+        return Want.LABELS | Want.PROBABILITIES if classifier else Want.LABELS
+    return {"labels": Want.LABELS, "probabilities": Want.PROBABILITIES, "raw": Want.RAW}[output]
+
+
+def _deadline(call: Call, loaded: Loaded) -> float | None:
+    own = loaded.configuration.timeout
+    seconds = min((t for t in (own, call.timeout) if t is not None), default=None)
+    return None if seconds is None else call.received + seconds
