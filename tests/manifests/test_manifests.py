@@ -1,0 +1,82 @@
+"""Every manifest of every overlay holds what it promises; and every rule that says so has been seen to complain."""
+
+import pytest
+import yaml
+
+from tests.manifests import schemas
+from tests.manifests.breaking import BREAKS, Broken
+from tests.manifests.rendering import KSERVE, KUBECTL, OVERLAYS, render
+from tests.manifests.rules import RULES, bundle, judge
+
+needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not here: overlays cannot be rendered")
+CUSTOM = (
+    "InferenceService", "ClusterServingRuntime", "HTTPRoute", "PodMonitor", "PrometheusRule", "AuthorizationPolicy",
+    "PeerAuthentication",
+)  # fmt: skip
+
+
+def test_the_base_keeps_every_rule() -> None:
+    """Nothing is to be said against the base, kubectl or not."""
+    assert judge(bundle("base")) == []
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_keeps_every_rule(name: str) -> None:
+    """Nothing is to be said against the overlay, by the rules of its own mode."""
+    assert judge(bundle(name)) == []
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=str)
+def test_a_rule_notices_what_is_broken(broken: Broken) -> None:
+    """What is broken in one way is noticed by the rule for it, and by no other."""
+    if KUBECTL is None and broken.overlay != "base":
+        pytest.skip("kubectl is not here: overlays cannot be rendered")
+    found = bundle(broken.overlay)
+    broken.edit(found)
+    assert {rule for rule, _ in judge(found)} == {broken.rule}
+
+
+def test_every_rule_has_been_seen_to_complain() -> None:
+    """No rule stands here that nothing breaks."""
+    assert {broken.rule for broken in BREAKS} == RULES.keys()
+
+
+@needs_kubectl
+@pytest.mark.parametrize("kind", CUSTOM)
+def test_a_custom_kind_is_judged_by_its_definition(kind: str) -> None:
+    """A field that the kind does not have is refused; kinds without a definition at hand say so."""
+    found = next(found for name in OVERLAYS for found in render(name) if found["kind"] == kind)
+    if not schemas.judged(found):
+        pytest.skip(f"no definition of {kind} is at hand ({schemas.CRDS})")
+    assert schemas.problems(found) == ()
+    found["spec"]["surprise"] = True
+    assert schemas.problems(found)
+
+
+def test_the_sdk_knows_every_field_of_the_base() -> None:
+    """KServe's own model classes have all fields of the InferenceService, and not one that is misspelt."""
+    service = bundle("base").services[0]
+    assert list(schemas.modelled(service)) == []
+    service["spec"]["predictor"]["containers"][0]["readynessProbe"] = {}
+    assert list(schemas.modelled(service))
+
+
+@needs_kubectl
+def test_the_base_read_file_by_file_is_the_base_as_rendered() -> None:
+    """Where kubectl is missing, the same objects are judged."""
+    by_name = {(found["kind"], found["metadata"]["name"]): found for found in render("base")}
+    listed = yaml.safe_load((KSERVE / "base" / "kustomization.yaml").read_text("utf-8"))["resources"]
+    read = [yaml.safe_load((KSERVE / "base" / name).read_text("utf-8")) for name in listed]
+    for found in read:
+        rendered = by_name[found["kind"], found["metadata"]["name"]]
+        rendered["metadata"].pop("namespace", None)
+        assert rendered == found
+
+
+def test_every_overlay_is_in_the_table() -> None:
+    """kserve/README.md has a row for each overlay, with the command that applies it."""
+    text = (KSERVE / "README.md").read_text("utf-8")
+    for name in OVERLAYS:
+        assert f"| [`{name}`](overlays/{name}/kustomization.yaml) |" in text
+        assert f"`kubectl apply -k kserve/overlays/{name}`" in text
