@@ -1,12 +1,15 @@
 """Every manifest of every overlay holds what it promises; and every rule that says so has been seen to complain."""
 
+import mlflow.cli
 import pytest
 import yaml
 
 from tests.manifests import schemas
 from tests.manifests.breaking import BREAKS, Broken
-from tests.manifests.rendering import KSERVE, KUBECTL, OVERLAYS, render
+from tests.manifests.cluster import Bundle
+from tests.manifests.rendering import KSERVE, KUBECTL, OVERLAYS, folder, render
 from tests.manifests.rules import RULES, bundle, judge
+from tests.manifests.truth import config_values
 
 needs_kubectl = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not here: overlays cannot be rendered")
 CUSTOM = (
@@ -72,6 +75,19 @@ def test_the_base_read_file_by_file_is_the_base_as_rendered() -> None:
         rendered = by_name[found["kind"], found["metadata"]["name"]]
         rendered["metadata"].pop("namespace", None)
         assert rendered == found
+
+
+def test_mlflow_accepts_the_words_of_the_test_cluster() -> None:
+    """Every flag of the overlay `dev` is one of `mlflow server`, and its address is the one that the base asks."""
+    objects = [yaml.safe_load(part) for part in (folder("dev") / "mlflow.yaml").read_text("utf-8").split("---\n")]
+    (pod,) = Bundle("dev", objects).pods
+    container = pod.container
+    assert container["command"] == ["mlflow", "server"]
+    given = mlflow.cli.server.make_context("server", list(container["args"])).params
+    service = f"mlflow.mlflow.svc.cluster.local:{given['port']}"
+    assert service in given["allowed_hosts"].split(",")
+    ((_, settings),) = config_values(bundle("base"))
+    assert settings["registry"]["tracking_uri"] == f"http://{service}"
 
 
 def test_every_overlay_is_in_the_table() -> None:
