@@ -1,7 +1,7 @@
 """The life of one loaded version: states, legal transitions, and the pure plan that names the next action.
 
 NEW → LOADING → WARMING → READY → DRAINING → UNLOADED
-         └────────┴─→ FAILED          (a retry is a new servable)
+         └────────┴────────┴─→ FAILED          (a retry is a new servable)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEGAL: dict[State, tuple[State, ...]] = {
     State.NEW: (State.LOADING,),
     State.LOADING: (State.WARMING, State.FAILED),
     State.WARMING: (State.READY, State.FAILED),
-    State.READY: (State.DRAINING,),
+    State.READY: (State.DRAINING, State.FAILED),
     State.DRAINING: (State.UNLOADED,),
     State.UNLOADED: (),
     State.FAILED: (),

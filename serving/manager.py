@@ -326,7 +326,8 @@ class ModelManager:
                 self._enter(servable, State.WARMING)
                 cost_ms = await in_thread(lambda: warm(loaded))
             servable.batcher = self._batcher(servable, loaded, cost_ms)
-            servable.reason, servable.failures = None, 0
+            servable.reason = None
+            self._watch(servable, loaded)
             self._enter(servable, State.READY, warm_ms=round(cost_ms, 3))
         except NoRoom as error:
             self.refused = True
@@ -354,6 +355,27 @@ class ModelManager:
             hang_seconds=loaded.configuration.hang_seconds,
             overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
         )
+
+    def _watch(self, servable: Servable, loaded: Loaded) -> None:
+        """Hears it when the process of a READY version is given up on. How often it failed before still counts then."""
+        loop = asyncio.get_running_loop()
+
+        def given_up(reason: str) -> None:
+            loop.call_soon_threadsafe(self._give_up, servable, reason)
+
+        if loaded.process is not None:
+            loaded.process.given_up = given_up
+
+    def _give_up(self, servable: Servable, reason: str) -> None:
+        """A READY version that cannot live is FAILED, and tried again as any other."""
+        if servable.state is not State.READY or servable.batcher is None:
+            return  # it is leaving anyway
+        servable.batcher.close()
+        servable.batcher = None
+        if servable is self.current:
+            self.current = None
+        self._failed(servable, reason)
+        self._wake.set()
 
     def _failed(self, servable: Servable, reason: str) -> None:
         loaded, servable.loaded = servable.loaded, None

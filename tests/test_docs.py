@@ -211,6 +211,14 @@ def metrics_of(registry: CollectorRegistry) -> Metrics:
     return Metrics(registry, REASONS, [state.value for state in State])
 
 
+def test_every_metric_that_a_page_names_is_in_the_list() -> None:
+    """No page speaks of a counter or a histogram that docs/metrics.md does not have."""
+    known = {cells[0].strip("`") for cells in rows("metrics.md", "`")}
+    for page in pages():
+        named = re.findall(r"`((?:headway|model|inference)_[a-z_]+_(?:total|seconds))\b", page.read_text("utf-8"))
+        assert set(named) <= known, page
+
+
 def test_every_metric_is_documented() -> None:
     """docs/metrics.md has exactly the series of the code, with type and labels."""
     real = {}

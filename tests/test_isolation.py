@@ -140,6 +140,35 @@ def test_whoever_waits_behind_a_crash_is_refused_not_lost(server: Server) -> Non
     server.until(lambda: ask(server, "fine").status_code == 200, "back")
 
 
+def test_a_version_that_only_crashes_is_given_up_on_and_tried_again(
+    headway: Callable[..., Server], registered: MlflowServer, tmp_path: Path
+) -> None:
+    """FAILED with the reason, and readiness says so; it is loaded again after a pause that grows."""
+    file = configuration(tmp_path, "good", "fiend")
+    server = headway("--config", file, MLFLOW_TRACKING_URI=registered.uri)
+    server.until_ready()
+    failed: list[dict[str, Any]] = []
+
+    def given_up() -> bool:
+        ask(server, "crash")
+        failed.append(server.status("fiend"))
+        return failed[-1]["state"] == "FAILED"
+
+    for _ in range(2):
+        with good_goes_on(server):
+            server.until(given_up, "given up")
+            assert "ended 5 times in a row" in failed[-1]["error"]
+            assert server.get("/ready").status_code == 503
+            answer = ask(server, "fine")
+            assert (answer.status_code, list(answer.json())) == (503, ["error"])
+            server.until_ready()
+    assert ask(server, "fine").status_code == 200
+    lines = [
+        x for x in server.lines() if x["message"] == "state changed" and x["from"] == "READY" and x["to"] == "FAILED"
+    ]
+    assert [(x["model"], x["retry_in_seconds"]) for x in lines] == [("fiend", 1), ("fiend", 2)]
+
+
 def test_a_version_that_hangs_in_loading_fails_alone(server: Server) -> None:
     """FAILED with the reason, and its process has gone; the others have been READY all the while."""
     server.until(lambda: server.status("stuck")["state"] == "FAILED", "failed", 2 * LOAD_SECONDS)

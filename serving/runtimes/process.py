@@ -1,7 +1,8 @@
 """A version in a process of its own, behind the port of a runtime.
 
 What its code breaks, it breaks there: modules of the same name do not meet, and a version that crashes, hangs or leaks
-loses its own requests only. The process is started again, with a pause that doubles while it keeps ending.
+loses its own requests only. The process is started again, with a pause that doubles while it keeps ending, and given up
+on when several in a row have answered nobody.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from serving.runtimes.wire import pack
 log = logging.getLogger("headway.process")
 #: A process that lived this long starts again without a pause.
 STEADY_SECONDS = 60.0
+#: So many ends and vain starts in a row, with no prediction answered in between, and there is no next start.
+MOST_IN_VAIN = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _FAREWELL_SECONDS = 2.0
 
@@ -64,6 +67,9 @@ class ProcessRuntime:
         self.classes: np.ndarray | None = None
         #: why there is no process now, or None
         self.trouble: str | None = None
+        #: hears, from another thread, that no process will be started any more, and why
+        self.given_up: Callable[[str], None] = lambda reason: None
+        self._in_vain = 0
         self._child: Child | None = self._start()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True, name="headway-process")
         self._supervisor.start()
@@ -87,6 +93,7 @@ class ProcessRuntime:
             raise NotReady(self._excuse()) from error
         except Gone as error:
             raise ModelFailed(str(error)) from error
+        self._in_vain = 0
         if "raised" in answer.facts:
             facts = answer.facts
             raise Raised(f"{facts['raised']}: {facts.get('text')}\n{facts.get('trace')}"[:5000])
@@ -103,6 +110,7 @@ class ProcessRuntime:
             self._supervisor.join(_FAREWELL_SECONDS)
             child.end()
         self._child = None
+        self.given_up = lambda reason: None
 
     def _excuse(self) -> str:
         return f"The version's process {self.trouble or 'has just ended'}; ask again in a moment."
@@ -135,23 +143,31 @@ class ProcessRuntime:
             self._child = None
             if self._closed.is_set():
                 return
-            failures = 1 if time.monotonic() - born > STEADY_SECONDS else failures + 1
+            if time.monotonic() - born > STEADY_SECONDS:
+                failures = self._in_vain = 0
+            failures += 1
             self._report(ending, failures)
-            self._child = self._start_again(failures)
-            self.trouble = None
+            child = self._start_again(failures)
+            if child is not None:
+                self._child, self.trouble = child, None
 
     def _start_again(self, failures: int) -> Child | None:
-        """Tries until a process is up, or None when the version is unloaded meanwhile."""
-        while not self._closed.wait(pause(failures)):
+        """Tries until a process is up; None when the version is unloaded meanwhile, or is given up on."""
+        while self._in_vain < MOST_IN_VAIN and not self._closed.wait(pause(failures)):
             try:
                 return self._start()
             except (InvalidModel, OSError) as error:
                 failures += 1
                 self.trouble = f"does not start again: {error}"
                 self._report(Ending.START, failures)
+        if not self._closed.is_set():
+            self.given_up(
+                f"its process ended {MOST_IN_VAIN} times in a row and answered nothing between: it {self.trouble}"
+            )
         return None
 
     def _report(self, ending: Ending, failures: int) -> None:
+        self._in_vain += 1
         self._lost(ending)
         log.error(
             "the version's process is gone",

@@ -53,7 +53,7 @@ def load_pyfunc(model: MLmodel, schema: InputSchema, configuration: Configuratio
 def as_array(answer: Any) -> np.ndarray:
     """What a pyfunc model answered (frame, series, list, dict of columns, array) as one array with a row per row."""
     if isinstance(answer, dict):
-        answer = pd.DataFrame(answer)
+        answer = pd.DataFrame(answer) if len(answer) > 1 else next(iter(answer.values()))
     if isinstance(answer, pd.DataFrame):
         return np.asarray(answer.iloc[:, 0] if answer.shape[1] == 1 else answer)
     return np.asarray(answer)

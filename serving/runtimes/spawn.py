@@ -139,9 +139,9 @@ class Child:
         with contextlib.suppress(OSError):
             self._stream.shutdown(socket.SHUT_RDWR)
 
-    def wait(self, seconds: float | None = None) -> Ending:
+    def wait(self) -> Ending:
         """Blocks until the process has ended, and returns why."""
-        self._ended.wait(seconds)
+        self._ended.wait()
         code = self._process.returncode or 0
         return self._verdict or (Ending.CRASHED if code < 0 else Ending.EXITED)
 

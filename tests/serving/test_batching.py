@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ class Doubler:
     classes = None
 
     def __init__(self, answers: int | None = None) -> None:
+        self.running = False
         self.batches: list[int] = []
         self.seen: list[float] = []
         self.gate = threading.Event()
@@ -25,6 +27,7 @@ class Doubler:
         self.answers = answers
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
+        self.running = True
         self.gate.wait(10)
         x = arrays[0]
         self.batches.append(len(x))
@@ -44,6 +47,12 @@ observed: list[tuple[int, int]] = []
 
 def batcher(runtime: Doubler, cost_ms: float = THREADED, **limits: float) -> Batcher:
     return Batcher(runtime, BatchingLimits(**limits), cost_ms, lambda n, rows, s: observed.append((n, rows)))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 async def ask(b: Batcher, values: list[float], deadline: float | None = None) -> list[float]:
@@ -81,9 +90,9 @@ async def test_while_a_batch_runs_the_next_one_forms() -> None:
     runtime.gate.clear()
     b = batcher(runtime)
     first = asyncio.create_task(ask(b, [1.0]))
-    await asyncio.sleep(0.02)
+    await until(lambda: runtime.running)
     rest = [asyncio.create_task(ask(b, [float(i)])) for i in range(10)]
-    await asyncio.sleep(0.02)
+    await until(lambda: b.depth == 10)
     runtime.gate.set()
     await asyncio.gather(first, *rest)
     assert runtime.batches == [1, 10]
@@ -112,7 +121,7 @@ async def test_a_cancelled_caller_harms_nobody_and_is_never_computed() -> None:
     runtime.gate.clear()
     b = batcher(runtime)
     running = asyncio.create_task(ask(b, [1.0]))
-    await asyncio.sleep(0.02)
+    await until(lambda: runtime.running)
     doomed, other = asyncio.create_task(ask(b, [2.0])), asyncio.create_task(ask(b, [3.0]))
     await asyncio.sleep(0)
     doomed.cancel()
@@ -131,7 +140,7 @@ async def test_an_expired_row_is_never_computed() -> None:
     runtime.gate.clear()
     b = batcher(runtime)
     running = asyncio.create_task(ask(b, [1.0]))
-    await asyncio.sleep(0.02)
+    await until(lambda: runtime.running)
     with pytest.raises(DeadlineExceeded):
         await ask(b, [2.0], deadline=time.monotonic() + 0.03)
     with pytest.raises(DeadlineExceeded):
@@ -149,7 +158,7 @@ async def test_over_the_watermark_a_request_is_shed_at_once() -> None:
     runtime.gate.clear()
     b = batcher(runtime, max_queue=100, high_watermark=0.8)
     long = asyncio.create_task(ask(b, [1.0] * 300))
-    await asyncio.sleep(0.02)
+    await until(lambda: runtime.running)
     assert b.depth == 300 - 32
     with pytest.raises(QueueFull) as shed:
         await ask(b, [1.0])
@@ -188,7 +197,7 @@ async def test_close_fails_the_waiters() -> None:
     runtime.gate.clear()
     b = batcher(runtime)
     waiting = [asyncio.create_task(ask(b, [1.0])) for _ in range(3)]
-    await asyncio.sleep(0.02)
+    await until(lambda: runtime.running)
     waiting.append(asyncio.create_task(ask(b, [1.0])))
     await asyncio.sleep(0)
     b.close()

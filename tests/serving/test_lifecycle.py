@@ -72,7 +72,7 @@ def test_time_alone_matters_only_for_retries_and_drains() -> None:
 def test_no_state_is_skipped() -> None:
     """Every pair that the drawing does not have is refused."""
     legal = {(S.NEW, S.LOADING), (S.LOADING, S.WARMING), (S.WARMING, S.READY), (S.READY, S.DRAINING),
-             (S.DRAINING, S.UNLOADED), (S.LOADING, S.FAILED), (S.WARMING, S.FAILED)}  # fmt: skip
+             (S.DRAINING, S.UNLOADED), (S.LOADING, S.FAILED), (S.WARMING, S.FAILED), (S.READY, S.FAILED)}  # fmt: skip
     for pair in itertools.product(S, S):
         if pair in legal:
             assert advance(*pair) is pair[1]

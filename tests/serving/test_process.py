@@ -232,6 +232,38 @@ def test_a_process_that_cannot_start_again_is_tried_with_pauses(start: Start, lo
     assert [pause(1), pause(100) <= 72, 0.4 <= pause(2) <= 0.6, 3.2 <= pause(5) <= 4.8] == [0, True, True, True]
 
 
+@pytest.mark.slow
+def test_a_process_that_only_ends_is_given_up_on(start: Start, lost: Losses) -> None:
+    """Five ends in a row without an answer, and there is no sixth; who owns the version is told why."""
+    loaded, told = start(fiend()), list[str]()
+    process(loaded).given_up = told.append
+    until(lambda: told or crash(loaded))
+    assert told == [
+        "its process ended 5 times in a row and answered nothing between: it ended with signal 11 (SIGSEGV)"
+    ]
+    assert (lost, process(loaded).pid) == ([Ending.CRASHED] * 5, None)
+    with pytest.raises(NotReady, match="SIGSEGV"):
+        ask(loaded, "fine")
+
+
+def crash(loaded: Loaded) -> None:
+    with contextlib.suppress(ModelFailed, NotReady):
+        ask(loaded, "crash")
+
+
+@pytest.mark.slow
+def test_an_answer_in_between_begins_the_count_anew(start: Start, lost: Losses) -> None:
+    """A version that answers somebody now and then is not given up on."""
+    loaded = start(fiend())
+    for ends in range(1, 6):
+        before = process(loaded).pid
+        crash(loaded)
+        up_again(loaded, before)
+        assert len(lost) == ends
+        if ends == 2:
+            assert do(loaded, "fine") == [4]
+
+
 def test_loading_that_fails_or_hangs_is_the_versions_failure(start: Start, lost: Losses, tmp_path: Path) -> None:
     """With the process's own reason, or that it took too long; no process stays, and none is started again."""
     with pytest.raises(InvalidModel, match="loading took longer than 4 seconds"):
