@@ -105,6 +105,13 @@ class Metrics:
         for gauge in (self.loaded, self.queue_depth):
             _remove(gauge, (model, version))
 
+    def forget_model(self, model: str) -> None:
+        """Drops what is known of a model whatever its versions."""
+        for gauge in (self.alive, self.staleness):
+            _remove(gauge, (model,))
+        for outcome in ("ok", "error"):
+            _remove(self.polls, (model, outcome))
+
     def forget(self, model: str, version: str) -> None:
         """Drops every series of a version; its counters restart at zero if it ever comes back."""
         pair = (model, version)

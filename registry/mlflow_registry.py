@@ -28,9 +28,11 @@ from mlflow.tracking import MlflowClient
 
 from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
 from registry.patience import NotAskedAgain, Patience
-from registry.policies import Catalogue, Fixed, FollowAlias, FollowTag, Pinned, Policy
+from registry.policies import Catalogue, EveryCarrier, Fixed, FollowAlias, FollowTag, Pinned, Policy
 from registry.versions import ModelVersion, configuring
 
+#: What MLflow's servers give at most.
+PAGE = 1000
 NONSENSE = "what it says makes no sense"
 #: MLflow's own defaults retry for minutes; a serving process wants to know within seconds, and polls again anyway.
 CLIENT_DEFAULTS = {
@@ -138,6 +140,8 @@ class MlflowRegistry:
                     order_by=["version_number DESC"],
                 )
                 return tuple(_version(v) for v in found)
+            case EveryCarrier(alias):
+                return tuple(self._carriers(alias))
             case Fixed(uri):
                 return (self._run(uri) if uri.startswith("runs:") else self._logged_model(uri),)
             case _:
@@ -145,6 +149,18 @@ class MlflowRegistry:
                 if model.name != policy.name:
                     raise ValueError(NONSENSE)
                 return tuple(_version(v, model.aliases) for v in model.latest_versions)
+
+    def _carriers(self, alias: str) -> Iterator[ModelVersion]:
+        """MLflow's search knows names and tags, not aliases; but it lists each model's, a thousand models per call."""
+        token = None
+        while True:
+            page = self._client.search_registered_models(max_results=PAGE, page_token=token)
+            for model in page:
+                if (number := model.aliases.get(alias)) is not None:
+                    yield ModelVersion(model.name, str(number), aliases=(alias,))
+            token = page.token
+            if not token:
+                return
 
     def _logged_model(self, uri: str) -> ModelVersion:
         id = uri.rpartition("/")[2]
@@ -209,6 +225,8 @@ def _path(uri: str) -> Path:
 
 def _makes_sense(version: ModelVersion, policy: Policy) -> bool:
     """A proxy's error page may parse as an empty answer; no version may be believed because of one."""
+    if isinstance(policy, EveryCarrier):
+        return bool(version.name) and version.version.isdigit()
     named = isinstance(policy, Fixed) or (version.name == policy.name and version.version.isdigit())
     return named and bool(version.source)
 

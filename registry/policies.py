@@ -19,6 +19,8 @@ STAGES = {"none": "None", "staging": "Staging", "production": "Production", "arc
 _LOGGED_MODEL = re.compile(r"m-[0-9a-f]{32}")
 _RUN = re.compile(r"[^/]+/.+")
 
+#: Stands for all registered models.
+EVERY = "*"
 Catalogue = tuple[ModelVersion, ...]
 
 
@@ -119,12 +121,33 @@ class Fixed:
         return _usable(catalogue)
 
 
-Policy = Pinned | FollowAlias | FollowStage | Latest | FollowTag | Fixed
+@dataclass(frozen=True, slots=True)
+class EveryCarrier:
+    """The versions of all registered models that carry an alias: a reference to models, not to one."""
+
+    alias: str
+    name: str = EVERY
+
+    @property
+    def uri(self) -> str:
+        """The reference that this policy came from, in its canonical spelling."""
+        return f"models:/*@{self.alias}"
+
+    def of(self, name: str) -> FollowAlias:
+        """The policy of one of the models."""
+        return FollowAlias(name, self.alias)
+
+    def aspire(self, catalogue: Catalogue) -> Catalogue:
+        """Every carrier, whatever its name."""
+        return tuple(v for v in catalogue if self.alias in v.aliases)
+
+
+Policy = Pinned | FollowAlias | FollowStage | Latest | FollowTag | EveryCarrier | Fixed
 
 
 def parse_reference(uri: str) -> Policy:
     """The policy that a reference means: `models:/name/3`, `/Production` (any case), `/latest`, `models:/name@alias`,
-    `models:/name?tag.key=value`, `models:/m-<id>`, `runs:/<id>/<path>`, or a folder (a path with a slash, `file:`).
+    `models:/*@alias`, `models:/name?tag.key=value`, `models:/m-<id>`, `runs:/<id>/<path>`, or a folder (a path with a slash, `file:`).
 
     Raises InvalidReference for anything else, saying what was expected.
     """
@@ -146,6 +169,8 @@ def _registered(uri: str, rest: str) -> Policy:
         return _tag(_name(name, uri), query, uri)
     if "@" in rest:
         name, _, alias = rest.rpartition("@")
+        if name == EVERY:
+            return EveryCarrier(_part(alias, uri))
         return FollowAlias(_name(name, uri), _part(alias, uri))
     name, slash, version = rest.partition("/")
     if not slash:
@@ -191,7 +216,7 @@ def _newest(versions: Iterable[ModelVersion]) -> Catalogue:
 
 
 def _name(name: str, uri: str) -> str:
-    if not name or "/" in name:
+    if not name or "/" in name or name == EVERY:
         raise InvalidReference(_unsupported(uri))
     return name
 
@@ -205,5 +230,5 @@ def _part(text: str, uri: str) -> str:
 def _unsupported(uri: str) -> str:
     return (
         f"{uri[:64]!r} is not a reference that can be served: use models:/NAME/3, models:/NAME/Production, "
-        "models:/NAME/latest, models:/NAME@alias, models:/NAME?tag.key=value, models:/m-ID, runs:/ID/PATH or /a/folder"
+        "models:/NAME/latest, models:/NAME@alias, models:/*@alias, models:/NAME?tag.key=value, models:/m-ID, runs:/ID/PATH or /a/folder"
     )

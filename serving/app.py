@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +19,17 @@ from monitoring.logs import configure_logging
 from monitoring.metrics import Metrics
 from registry.cache import ArtifactCache
 from registry.mlflow_registry import MlflowRegistry
-from registry.policies import Fixed, Pinned, parse_reference
+from registry.policies import EVERY, EveryCarrier, Fixed, Pinned, parse_reference
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
-from serving.fleet import Fleet, Seat, resident_bytes
+from serving.fleet import Fleet, Seat
+from serving.herd import Herd
 from serving.lifecycle import State
 from serving.loading import FeatureSource, Loader
 from serving.manager import ModelManager
+from serving.memory import resident_bytes
 from serving.model import RegistryModel
+from serving.named import Finder
 from serving.options import options_of
 from serving.poller import Poller
 from serving.runtimes.process import Processes
@@ -92,21 +95,53 @@ async def _serve(settings: Settings) -> int:
     cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)
     features = _features(settings.features.repo_path)
     seats: dict[str, Seat] = {}
-    fleet = Fleet(seats, settings.server.memory_bytes, settings.server.on_demand_seconds, resident_bytes)
-    for entry in settings.models:
+    limits = settings.server
+    fleet = Fleet(
+        seats,
+        limits.memory_bytes,
+        limits.on_demand_seconds,
+        resident_bytes,
+        Finder(registry, settings.registry.poll_seconds),
+        limits.on_demand_versions,
+    )
+
+    def seat(entry: ModelEntry) -> Seat:
         manager = _manager(entry, settings, cache, features, recorder, fleet)
-        seats[entry.name] = Seat(manager, _poller(entry, settings, registry, cache, manager, metrics))
+        return Seat(manager, _poller(entry, settings, registry, cache, manager, metrics))
+
+    seats.update({entry.name: seat(entry) for entry in settings.models if entry.name})
+    _follow(settings, fleet, registry, metrics, seat)
     plane = DataPlane(fleet, metrics, repository_api=settings.security.repository_api)
-    webhook = _webhook(settings, [seat.poller for seat in seats.values()], metrics)
+    webhook = _webhook(settings, fleet, metrics)
     scrape = partial(_scrape, metrics, fleet)
     http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, scrape, webhook)
     server = HeadwayServer(_address(settings), plane, http, fleet)
-    for name, seat in seats.items():
+    for name, own in seats.items():
         server.register_model(RegistryModel(name, lambda: plane))
         if settings.server.fail_fast:
-            seat.manager.first_failure = server.fail
+            own.manager.first_failure = server.fail
     gc.freeze()  # what is imported stays; collecting after an unload then costs little
     return await server.serve(lambda: _started(settings))
+
+
+def _follow(
+    settings: Settings, fleet: Fleet, registry: MlflowRegistry, metrics: Metrics, seat: Callable[[ModelEntry], Seat]
+) -> None:
+    """Serves every model that carries an alias, if an entry says so. Each has that entry's settings."""
+    for entry in settings.models:
+        policy = parse_reference(entry.uri)
+        if isinstance(policy, EveryCarrier):
+            herd = Herd(policy, frozenset(fleet.seats), fleet.tidy)
+
+            def make(name: str, entry: ModelEntry = entry, policy: EveryCarrier = policy) -> Seat:
+                return seat(entry.model_copy(update={"name": name, "uri": policy.of(name).uri, "on_demand": True}))
+
+            period = settings.registry.poll_seconds
+            fleet.follow(herd, Poller(registry, policy, herd, period, _counted(metrics)), make, metrics.forget_model)
+
+
+def _counted(metrics: Metrics) -> Callable[[str, bool], None]:
+    return lambda name, ok: metrics.polls.labels(name, "ok" if ok else "error").inc()
 
 
 def _started(settings: Settings) -> None:
@@ -116,7 +151,7 @@ def _started(settings: Settings) -> None:
             "host": settings.server.host,
             "port": settings.server.port,
             "grpc_port": settings.server.grpc_port,
-            "models": {entry.name: entry.uri for entry in settings.models},
+            "models": {entry.name or EVERY: entry.uri for entry in settings.models},
         },
     )
 
@@ -145,7 +180,7 @@ def _manager(
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,
-        required=entry.required,
+        required=entry.readiness_waits,
         on_demand=entry.on_demand,
         room=fleet.room,
         remember=lambda version: cache.remember(uri, version),
@@ -163,21 +198,17 @@ def _poller(
     policy = parse_reference(entry.uri)
     fixed = isinstance(policy, Pinned | Fixed)
     period = settings.registry.pinned_poll_seconds if fixed else settings.registry.poll_seconds
-
-    def counted(name: str, ok: bool) -> None:
-        metrics.polls.labels(name, "ok" if ok else "error").inc()
-
-    return Poller(registry, policy, manager, period, counted, lambda: cache.recall(policy.uri))
+    return Poller(registry, policy, manager, period, _counted(metrics), lambda: cache.recall(policy.uri))
 
 
-def _webhook(settings: Settings, pollers: Sequence[Poller], metrics: Metrics) -> Webhook | None:
+def _webhook(settings: Settings, fleet: Fleet, metrics: Metrics) -> Webhook | None:
     """The webhook's route, if there is a secret to trust it by."""
     secret = settings.registry.webhook_secret
     if secret is None:
         return None
 
     def wake(name: str) -> int:
-        mine = [poller for poller in pollers if poller.registered == name]
+        mine = [poller for poller in fleet.pollers if poller.policy.name in (name, EVERY)]
         for poller in mine:
             poller.wake()
         return len(mine)
@@ -207,10 +238,12 @@ def _address(settings: Settings) -> Address:
 
 def _scrape(metrics: Metrics, fleet: Fleet) -> bytes:
     """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
+    if fleet.herding is not None:
+        metrics.staleness.labels(EVERY).set(fleet.herding.staleness)
     for name, seat in fleet.seats.items():
         manager = seat.manager
         metrics.alive.labels(name).set(len(manager.alive))
-        if seat.task is not None:
+        if seat.polling is not None:
             metrics.staleness.labels(name).set(seat.poller.staleness)
         ready = {s.version.version for s in manager.servables if s.state is State.READY}
         for servable in manager.servables:

@@ -20,12 +20,12 @@ from monitoring.metrics import Metrics
 from serving.calls import Call, Out, Reply, Request
 from serving.completing import Gaps, check_present, fill_gaps, find_gaps
 from serving.decoding import Arrays, Partial, complete
-from serving.errors import DeadlineExceeded, Forbidden, NotFound, outcome_of
+from serving.errors import DeadlineExceeded, Forbidden, NotFound, NotReady, outcome_of
 from serving.fleet import Fleet
 from serving.flight import Flight
 from serving.loading import Loaded
-from serving.manager import ModelManager, Servable
-from serving.schema import shown
+from serving.manager import ModelManager
+from serving.servable import Servable
 
 log = logging.getLogger("headway.requests")
 
@@ -37,7 +37,6 @@ class DataPlane:
         self, fleet: Fleet, metrics: Metrics, feature_threads: int = 4, *, repository_api: bool = False
     ) -> None:
         self._fleet, self._repository_api = fleet, repository_api
-        self.managers = {name: seat.manager for name, seat in fleet.seats.items()}
         self.metrics = metrics
         self._feature_threads = ThreadPoolExecutor(feature_threads, "headway-features")
         self.draining = False
@@ -45,18 +44,30 @@ class DataPlane:
     @property
     def ready(self) -> bool:
         """Whether every required model has a READY version and the server is not draining."""
-        return not self.draining and all(m.current is not None for m in self.managers.values() if m.required)
+        return not self.draining and all(m.current is not None for m in self.managers if m.required)
+
+    @property
+    def managers(self) -> list[ModelManager]:
+        """The managers of all names, without those that sleep and were not asked for of late."""
+        return list(self._fleet.holders)
+
+    @property
+    def names(self) -> list[str]:
+        """All served names."""
+        return self._fleet.names
+
+    @property
+    def asleep(self) -> list[str]:
+        """The names that have no manager now."""
+        return self._fleet.asleep
 
     def manager(self, name: str) -> ModelManager:
-        """The manager of a served name. Raises NotFound."""
-        try:
-            return self.managers[name]
-        except KeyError:
-            raise NotFound(f"There is no model {shown(name)!r} here.") from None
+        """The manager of a served name. Raises NotFound, or NotReady while it is not known which names there are."""
+        return self._fleet.seat(name).manager
 
     def close(self, error: Exception | None = None) -> None:
         """Fails whoever still waits."""
-        for manager in self.managers.values():
+        for manager in self.managers:
             manager.close(error)
         self._feature_threads.shutdown(wait=False, cancel_futures=True)
 
@@ -82,11 +93,12 @@ class DataPlane:
     def start(self, call: Call, request: Request[Out], done: Callable[[Reply[Out] | Exception], None]) -> Flight[Out]:
         """Begins to answer one request without a task of its own; `done` hears the end, once, unless it is cancelled.
 
-        It may hear it before this returns. Raises NotFound for a model that is not served here, and nothing else.
+        It may hear it before this returns. Raises NotFound for a model that is not served here, NotReady while it is not
+        known which are, and nothing else.
         """
         try:
             manager = self.manager(call.model)
-        except NotFound as error:
+        except (NotFound, NotReady) as error:
             self.count(call, "", error)
             raise
         flight = Flight(self, manager, call, request, done)
@@ -94,18 +106,17 @@ class DataPlane:
         return flight
 
     async def summon(self, manager: ModelManager, call: Call) -> Call:
-        """Loads a model that sleeps. That time is not the model's: its deadline begins when it is there."""
+        """Loads what sleeps. That time is not the model's: its deadline begins when it is there."""
         began = time.monotonic()
-        await self._fleet.summon(manager.name, call.timeout)
+        number = await self._fleet.summon(manager.name, version=call.version, label=call.label, seconds=call.timeout)
         waited = time.monotonic() - began
         left = None if call.timeout is None else call.timeout - waited
-        return replace(call, received=time.monotonic(), timeout=left)
+        return replace(call, version=number, label=None, received=call.received + waited, timeout=left)
 
     async def repository(self, name: str, *, load: bool) -> None:
         """Loads or unloads a model by request. Raises Forbidden unless the operator allows that."""
         if not self._repository_api:
             raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
-        self.manager(name)
         await (self._fleet.summon(name) if load else self._fleet.dismiss(name))
 
     async def complete(self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None) -> Arrays:
@@ -140,7 +151,7 @@ class DataPlane:
 
     def count(self, call: Call, version: str, error: BaseException) -> None:
         """Counts a request that failed, and logs what is no fault of its caller."""
-        model = call.model if call.model in self.managers else ""
+        model = call.model if self._fleet.knows(call.model) else ""
         outcome = outcome_of(error)
         self.metrics.failed(model, version, outcome.reason)
         if outcome.reason == "queue_full":

@@ -17,8 +17,9 @@ from serving.batching import Batcher
 from serving.calls import Answer, Call, Decoded, Out, Reply, Request
 from serving.errors import BadRequest
 from serving.loading import Loaded
-from serving.manager import ModelManager, Servable
+from serving.manager import ModelManager
 from serving.runtimes.base import Outputs, Want
+from serving.servable import Servable
 
 if TYPE_CHECKING:
     from serving.dataplane import DataPlane
@@ -57,11 +58,10 @@ class Flight(Generic[Out]):
     def begin(self) -> None:
         """Takes the request as far as it goes at once. Raises nothing."""
         manager = self._manager
-        if manager.on_demand:
-            manager.used = time.monotonic()
-            if manager.current is None:
-                self._apart(self._summon)
-                return
+        named = self._call.version is not None or self._call.label is not None
+        if manager.on_demand and (named or manager.current is None):
+            self._apart(self._summon)
+            return
         try:
             self._board()
         except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer

@@ -107,18 +107,17 @@ def plan(
     now: float,
     drain_seconds: float,
     *,
-    retiring: bool = False,
+    extras: Sequence[ModelVersion] = (),
 ) -> Action | None:
     """The one next action that brings reality nearer to what is aspired, or None if there is nothing to do now.
 
     `aspired[0]` answers unversioned requests. At most one version loads at a time, a READY version is published
-    before the one it replaces is drained, and without a READY successor nothing is ever drained: an empty
-    aspiration (a vanished alias, an empty registry) keeps the last READY version. `retiring` means to unload all,
-    which only somebody who asks for exactly that can say.
+    before the one it replaces is drained, and without a READY successor the current one is never drained: an empty
+    aspiration (a vanished alias, an empty registry) keeps the last READY version. `extras` are wanted beside: they load
+    after what is aspired, and are never published.
     """
-    if retiring:
-        return _leave(views, now, drain_seconds)
-    return _publish(aspired, views) or _retire(aspired, views, now, drain_seconds) or _load(aspired, views, now)
+    wanted = (*aspired, *extras)
+    return _publish(aspired, views) or _retire(aspired, wanted, views, now, drain_seconds) or _load(wanted, views, now)
 
 
 def next_due(views: Sequence[View], now: float, drain_seconds: float) -> float | None:
@@ -135,31 +134,28 @@ def _publish(aspired: Sequence[ModelVersion], views: Sequence[View]) -> Action |
     return None
 
 
-def _retire(aspired: Sequence[ModelVersion], views: Sequence[View], now: float, drain_seconds: float) -> Action | None:
+def _retire(
+    aspired: Sequence[ModelVersion],
+    wanted: Sequence[ModelVersion],
+    views: Sequence[View],
+    now: float,
+    drain_seconds: float,
+) -> Action | None:
     for view in views:
-        wanted = view.version in aspired
-        if view.state is State.FAILED and aspired and not wanted:
+        stays = view.version in wanted
+        if view.state is State.FAILED and aspired and not stays:
             return Forget(view.id)
-        if view.state is State.READY and not wanted and not view.current:
+        if view.state is State.READY and not stays and not view.current:
             return Drain(view.id)
         if view.state is State.DRAINING and (view.leases == 0 or now >= view.since + drain_seconds):
             return Unload(view.id)
     return None
 
 
-def _leave(views: Sequence[View], now: float, drain_seconds: float) -> Action | None:
-    for view in views:
-        if view.state is State.FAILED:
-            return Forget(view.id)
-        if view.state is State.READY:
-            return Drain(view.id)
-    return _retire((), views, now, drain_seconds)
-
-
-def _load(aspired: Sequence[ModelVersion], views: Sequence[View], now: float) -> Action | None:
+def _load(wanted: Sequence[ModelVersion], views: Sequence[View], now: float) -> Action | None:
     if any(view.state in _COMING for view in views):
         return None
-    for version in aspired:
+    for version in wanted:
         mine = [view for view in views if view.version == version]
         if any(view.state in _LIVE for view in mine) or any(v.state is State.FAILED and v.due > now for v in mine):
             continue

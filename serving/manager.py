@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import itertools
 import logging
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
 
-from features.errors import FeatureError
-from registry.errors import RegistryError
 from registry.versions import ModelVersion
-from serving.batching import Batcher
+from serving.building import Disposal, build_batcher, reason_of
 from serving.errors import NoRoom, NotFound, NotReady
+from serving.extras import Extras
 from serving.lifecycle import (
     Action,
     Drain,
@@ -31,7 +25,6 @@ from serving.lifecycle import (
     Publish,
     State,
     Unload,
-    View,
     advance,
     backoff,
     next_due,
@@ -39,73 +32,13 @@ from serving.lifecycle import (
 )
 from serving.loading import Loaded, warm
 from serving.schema import shown
+from serving.servable import Room, Servable, Turn, VersionLoader, Watcher
 from serving.threads import in_thread
 
 log = logging.getLogger("headway.lifecycle")
-_ids = itertools.count(1)
 STUMBLED_SECONDS = 1.0
 ASLEEP = "it is loaded when it is asked for"
-
-
-class VersionLoader(Protocol):
-    """Builds a version. The real one is `serving.loading.Loader`."""
-
-    def load(self, version: ModelVersion) -> Loaded:
-        """Fetches, checks and loads; blocks; raises whatever went wrong."""
-        ...
-
-
-class Watcher(Protocol):
-    """Hears of every state change, to count it."""
-
-    def state_changed(self, model: str, version: str, state: State) -> None:
-        """A servable entered a state."""
-        ...
-
-    def gone(self, model: str, version: str) -> None:
-        """The last servable of a version has left."""
-        ...
-
-    def batch(self, model: str, version: str, requests: int, rows: int, seconds: float) -> None:
-        """A batch ran."""
-        ...
-
-    def overdue(self, model: str, version: str, seconds: float) -> None:
-        """A batch in this process has run this long without an end."""
-        ...
-
-
-@dataclass(eq=False)
-class Servable:
-    """One version on its way through its life."""
-
-    model: str
-    version: ModelVersion
-    failures: int = 0
-    id: int = field(default_factory=lambda: next(_ids))
-    state: State = State.NEW
-    reason: str | None = None
-    entered: float = field(default_factory=time.monotonic)
-    since: str = ""
-    due: float = 0.0
-    leases: int = 0
-    memory: int = 0
-    loaded: Loaded | None = None
-    batcher: Batcher | None = None
-
-    def view(self, current: Servable | None) -> View:
-        """What the plan may know."""
-        return View(self.id, self.version, self.state, self is current, self.leases, self.entered, self.due)
-
-    @property
-    def ready(self) -> tuple[Loaded, Batcher]:
-        """What a lease gives access to."""
-        assert self.loaded is not None
-        assert self.batcher is not None
-        return self.loaded, self.batcher
-
-
-Room = Callable[[Servable], contextlib.AbstractAsyncContextManager[None]]
+UNASKED = "the registry has not been asked yet"
 
 
 class ModelManager:
@@ -126,24 +59,26 @@ class ModelManager:
         remember: Callable[[ModelVersion], None] = lambda version: None,
     ) -> None:
         """`remember` notes the version that serves, for a start without the registry; it blocks. `room` is entered around
-        each load, and may refuse it."""
-        self.name, self.uri, self.required, self.on_demand = name, uri, required and not on_demand, on_demand
-        self.used = 0.0
-        self.turn = asyncio.Event()
-        self.refused = False
+        each load, and may refuse it. `on_demand` lets requests name versions that are not loaded; without `required` the
+        model itself, too, comes when it is asked for."""
+        self.name, self.uri, self.required, self.on_demand = name, uri, required, on_demand
+        self.sleeps = on_demand and not required
         self.aspired: tuple[ModelVersion, ...] = ()
         self.current: Servable | None = None
-        self.problem: str | None = ASLEEP if on_demand else "the registry has not been asked yet"
+        self.problem: str | None = ASLEEP if self.sleeps else UNASKED
         self.stale = False
         self.first_failure: Callable[[], None] | None = None
         self.servables: list[Servable] = []
+        #: unloaded, and not yet disposed of
+        self.leaving: list[Servable] = []
+        self.turn = Turn()
         self._loader, self._watcher, self._remember, self._room = loader, watcher, remember, room or _anywhere
         self._drain_seconds, self._load_seconds = drain_seconds, load_seconds
         self._wake = asyncio.Event()
-        self._retiring = False
-        self._left = asyncio.Event()
+        self.extras = Extras(self._wake.set)
         self._loading: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.alive: weakref.WeakSet[Servable] = weakref.WeakSet()
 
     # -- what the poller says -------------------------------------------------------------------------------------
@@ -162,7 +97,7 @@ class ModelManager:
         self._refresh_facts()
         self._wake.set()
         if not versions:
-            self.turn.set()
+            self.turn.end(self.unready())
 
     def _refresh_facts(self) -> None:
         """Aliases and stage of a loaded version may change without its being rebuilt."""
@@ -173,18 +108,30 @@ class ModelManager:
     # -- coming and going on demand ---------------------------------------------------------------------------------
 
     def come(self) -> None:
-        """Begins anew; `turn` is set as soon as it is known whether a version can serve."""
-        self._retiring = self.refused = False
-        self.turn.clear()
-        self.problem = "the registry has not been asked yet"
+        """Begins anew: what is aspired to is going to be said. `turn` tells those who wait for it."""
+        self.turn, self.problem = Turn(), UNASKED
 
-    async def retire(self) -> None:
-        """Gives out no more leases, and returns when everything is unloaded."""
-        self._retiring = True
-        self._left.clear()
+    def rest(self, error: NotReady | None = None) -> None:
+        """Aspires to nothing, and lets go of what answers unversioned requests; extras stay. `error` is why, for those
+        who wait."""
+        self.aspired, self.problem, self.current = (), ASLEEP, None
+        for servable in [s for s in self.servables if s.state is State.FAILED]:
+            self._remove(servable)
+        self.turn.end(error)
+        self.drain_unwanted()
+
+    def drain_unwanted(self) -> list[Servable]:
+        """Gives out no more leases of what nobody wants, at once: later it could be wanted again. Returns what is going."""
+        for servable in self.servables:
+            wanted = servable is self.current or servable.version in (*self.aspired, *self.extras.versions)
+            if servable.state is State.READY and not wanted:
+                self._enter(servable, State.DRAINING)
         self._wake.set()
-        await self._left.wait()
-        self.aspired, self.problem = (), ASLEEP
+        return [s for s in (*self.servables, *self.leaving) if s.state in (State.DRAINING, State.UNLOADED)]
+
+    def stays(self, servable: Servable) -> bool:
+        """Whether a servable must not leave for others: it is what a model that does not sleep answers with."""
+        return not self.sleeps and (servable is self.current or servable.version in self.aspired)
 
     # -- what requests do -----------------------------------------------------------------------------------------
 
@@ -200,6 +147,7 @@ class ModelManager:
     def hold(self, version: str | None = None, label: str | None = None) -> Servable:
         """What `lease` holds, until it is released. Raises NotReady or NotFound."""
         servable = self._choose(version, label)
+        servable.used = time.monotonic()
         servable.leases += 1
         return servable
 
@@ -212,13 +160,19 @@ class ModelManager:
     def _choose(self, version: str | None, label: str | None) -> Servable:
         if version is None and label is None:
             if self.current is None:
-                raise NotReady(f"Model {shown(self.name)!r} has no READY version: {self.why()}.")
+                raise self.unready()
             return self.current
-        for servable in self.servables:
-            named = servable.version.version == version if label is None else label in servable.version.aliases
-            if named and servable.state is State.READY:
-                return servable
-        raise NotFound(self._not_loaded(version, label))
+        found = self.find(version) if label is None else self._labelled(label)
+        if found is None:
+            raise NotFound(self._not_loaded(version, label))
+        return found
+
+    def find(self, version: str | None) -> Servable | None:
+        """The READY servable of a number."""
+        return next((s for s in self.servables if s.version.version == version and s.state is State.READY), None)
+
+    def _labelled(self, label: str) -> Servable | None:
+        return next((s for s in self.servables if label in s.version.aliases and s.state is State.READY), None)
 
     def _not_loaded(self, version: str | None, label: str | None) -> str:
         what = f"version {shown(str(version))!r}" if label is None else f"label {shown(label)!r}"
@@ -227,12 +181,23 @@ class ModelManager:
         ready = ", ".join(s.version.version for s in self.servables if s.state is State.READY) or "none"
         return f"Model {shown(self.name)!r} has no loaded {what}{state}; loaded versions: {ready}."
 
+    @property
+    def own(self) -> list[Servable]:
+        """The servables that are there for the model itself, not as extras alone."""
+        return [
+            s for s in self.servables if s is self.current or s.version in self.aspired or s.version not in self.extras
+        ]
+
+    def unready(self) -> NotReady:
+        """The error of who asks for the model while it has no READY version."""
+        return NotReady(f"Model {shown(self.name)!r} has no READY version: {self.why()}.")
+
     def why(self) -> str:
         """One clause about what keeps the model from being READY, or from being what is aspired."""
         failed = next((s for s in reversed(self.servables) if s.state is State.FAILED), None)
         if failed is not None:
             return f"version {failed.version.version} FAILED: {failed.reason}"
-        coming = next((s for s in self.servables if s.state in (State.LOADING, State.WARMING)), None)
+        coming = next((s for s in self.own if s.state in (State.LOADING, State.WARMING)), None)
         if coming is not None:
             return f"version {coming.version.version} is {coming.state}"
         return self.problem or "the aspired version has not been loaded yet"
@@ -264,8 +229,6 @@ class ModelManager:
         self._wake.clear()
         while (action := self._plan()) is not None:
             await self._perform(action)
-        if self._retiring and not self.servables:
-            self._left.set()
         await self._rest()
 
     def close(self, error: Exception | None = None) -> None:
@@ -278,7 +241,7 @@ class ModelManager:
 
     def _plan(self) -> Action | None:
         views = [s.view(self.current) for s in self.servables]
-        return plan(self.aspired, views, time.monotonic(), self._drain_seconds, retiring=self._retiring)
+        return plan(self.aspired, views, time.monotonic(), self._drain_seconds, extras=self.extras.versions)
 
     async def _rest(self) -> None:
         views = [s.view(self.current) for s in self.servables]
@@ -292,17 +255,11 @@ class ModelManager:
             case Publish(id):
                 self._publish(self._by_id(id))
             case Drain(id):
-                self._drain(self._by_id(id))
+                self._enter(self._by_id(id), State.DRAINING)
             case Unload(id):
                 await self._unload(self._by_id(id))
             case Forget(id):
                 self._remove(self._by_id(id))
-
-    def _drain(self, servable: Servable) -> None:
-        if servable is self.current:
-            self.current = None
-            self.turn.clear()
-        self._enter(servable, State.DRAINING)
 
     def _by_id(self, id: int) -> Servable:
         return next(s for s in self.servables if s.id == id)
@@ -310,6 +267,8 @@ class ModelManager:
     def _load(self, version: ModelVersion) -> None:
         failed = [s for s in self.servables if s.version == version and s.state is State.FAILED]
         self.servables = [s for s in self.servables if s not in failed]
+        if self.turn.over and version in self.aspired and self.current is None:
+            self.turn = Turn()
         servable = Servable(self.name, version, failures=sum(s.failures for s in failed))
         servable.reason = failed[0].reason if failed else None
         self.alive.add(servable)
@@ -325,36 +284,21 @@ class ModelManager:
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
                 cost_ms = await in_thread(lambda: warm(loaded))
-            servable.batcher = self._batcher(servable, loaded, cost_ms)
+            servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher)
             servable.reason = None
             self._watch(servable, loaded)
             self._enter(servable, State.READY, warm_ms=round(cost_ms, 3))
+            self.extras.came(servable.version)
         except NoRoom as error:
-            self.refused = True
-            self._failed(servable, str(error))
+            self._fail(servable, str(error), error)
         except TimeoutError:
-            self._failed(servable, f"loading took longer than {self._load_seconds:g} seconds")
+            self._fail(servable, f"loading took longer than {self._load_seconds:g} seconds")
         except Exception as error:  # noqa: BLE001  the reconcile loop's edge: a version may fail in any way
-            self._failed(servable, _reason(error))
+            self._fail(servable, reason_of(error))
         finally:
             self._wake.set()
-
-    def _batcher(self, servable: Servable, loaded: Loaded, cost_ms: float) -> Batcher:
-        number, watcher, name = servable.version.version, self._watcher, self.name
-
-        def observe(requests: int, rows: int, seconds: float) -> None:
-            watcher.batch(name, number, requests, rows, seconds)
-
-        own = loaded.process is None  # else whoever hangs is ended, and that is counted
-        return Batcher(
-            loaded.runtime,
-            loaded.configuration.limits,
-            cost_ms,
-            observe,
-            inline=own,
-            hang_seconds=loaded.configuration.hang_seconds,
-            overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
-        )
+            if servable.state is State.FAILED:
+                await self._dispose(servable)
 
     def _watch(self, servable: Servable, loaded: Loaded) -> None:
         """Hears it when the process of a READY version is given up on. How often it failed before still counts then."""
@@ -373,27 +317,30 @@ class ModelManager:
         servable.batcher.close()
         servable.batcher = None
         if servable is self.current:
-            self.current = None
-        self._failed(servable, reason)
+            self.current, self.turn = None, Turn()
+        self._fail(servable, reason)
+        self._ending = asyncio.get_running_loop().create_task(self._dispose(servable))
         self._wake.set()
 
-    def _failed(self, servable: Servable, reason: str) -> None:
-        loaded, servable.loaded = servable.loaded, None
-        if loaded is not None:
-            threading.Thread(target=loaded.dispose, daemon=True).start()
+    def _fail(self, servable: Servable, reason: str, error: NoRoom | None = None) -> None:
+        """What nobody aspires to is not tried again, and leaves nothing but a refusal to who names it next."""
         servable.failures += 1
         servable.reason = reason
         servable.due = time.monotonic() + backoff(servable.failures)
         self._enter(servable, State.FAILED, retry_in_seconds=backoff(servable.failures))
-        servable.memory = 0
-        self.turn.set()
-        if self.first_failure is not None and self.current is None and self.required:
-            self.first_failure()
+        number = servable.version.version
+        self.extras.failed(servable.version, error or NotReady(f"Version {number} of the model FAILED: {reason}."))
+        if servable.version in self.aspired:
+            self.turn.end(error or self.unready())
+            if self.first_failure is not None and self.current is None and self.required:
+                self.first_failure()
+        else:
+            self._remove(servable)
 
     def _publish(self, servable: Servable) -> None:
         before = self.current
-        self.current, self.refused = servable, False
-        self.turn.set()
+        self.current = servable
+        self.turn.end()
         log.info(
             "version serves",
             extra={
@@ -407,13 +354,23 @@ class ModelManager:
         self._noting = asyncio.get_running_loop().create_task(in_thread(lambda: self._remember(servable.version)))
 
     async def _unload(self, servable: Servable) -> None:
-        held = servable.leases
-        loaded, batcher = servable.ready
+        _, batcher = servable.ready
         batcher.close()
-        servable.loaded = servable.batcher = None
-        self._enter(servable, State.UNLOADED, leases_cut=held)
+        servable.batcher = None
+        self._enter(servable, State.UNLOADED, leases_cut=servable.leases)
         self._remove(servable)
-        await in_thread(_Disposal(loaded))
+        await self._dispose(servable)
+
+    async def _dispose(self, servable: Servable) -> None:
+        """Releases what was loaded, in a thread; until then its memory counts."""
+        self.leaving.append(servable)
+        try:
+            if servable.loaded is not None:
+                await in_thread(Disposal(servable))
+        finally:
+            self.leaving.remove(servable)
+            servable.memory = 0
+            servable.gone.set()
 
     def _remove(self, servable: Servable) -> None:
         """A changed tag builds a version anew beside its old self: only the last one of a number takes it away."""
@@ -443,23 +400,3 @@ class ModelManager:
 async def _anywhere(servable: Servable) -> AsyncIterator[None]:
     """There is always room."""
     yield
-
-
-class _Disposal:
-    """Disposes of a loaded version and collects the cycles that models hold, in a thread."""
-
-    def __init__(self, loaded: Loaded) -> None:
-        self._loaded: Loaded | None = loaded
-
-    def __call__(self) -> None:
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            loaded.dispose()
-            del loaded
-        gc.collect()
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, for people, ours whole; a library's is cut, and says its class."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    return text[:2000] if isinstance(error, RegistryError | FeatureError) else f"{type(error).__name__}: {text[:300]}"

@@ -14,11 +14,26 @@ from typing import Any
 import orjson
 from kserve import InferRequest, InferResponse, Model
 from kserve.errors import InvalidInput
+from kserve.model_repository import ModelRepository
 
 from serving.calls import Call
 from serving.dataplane import DataPlane
+from serving.errors import ServingError
 from serving.transport.grpc import GrpcRequest
 from serving.transport.v1 import V1Request
+
+
+class Repository(ModelRepository):
+    """KServe's list of models, with those that were not registered because they come and go."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        super().__init__()
+        self._plane = plane
+
+    def get_model(self, name: str) -> Model | None:
+        """The model of a served name, or None."""
+        model: Model | None = super().get_model(name)
+        return RegistryModel(name, lambda: self._plane) if model is None and name in self._plane.names else model
 
 
 class RegistryModel(Model):
@@ -30,10 +45,11 @@ class RegistryModel(Model):
 
     @property
     def ready(self) -> bool:
-        """Whether the name has a READY version now."""
+        """Whether the name has a READY version now, or gets one when it is asked for."""
         try:
-            return self._plane().managers[self.name].current is not None
-        except LookupError:
+            manager = self._plane().manager(self.name)
+            return manager.sleeps or manager.current is not None
+        except ServingError:
             return False
 
     @ready.setter

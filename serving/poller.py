@@ -19,7 +19,6 @@ from registry.errors import RegistryUnavailable, VersionNotFound
 from registry.policies import Catalogue, Policy
 from registry.versions import ModelVersion
 from serving.lifecycle import backoff
-from serving.manager import ModelManager
 from serving.threads import in_thread
 
 log = logging.getLogger("headway.registry")
@@ -37,21 +36,34 @@ class VersionSource(Protocol):
         ...
 
 
+class Aspirant(Protocol):
+    """Who is told what the registry says: the manager of a model, or the herd of all that carry an alias."""
+
+    name: str
+    aspired: Catalogue
+    problem: str | None
+
+    def aspire(self, versions: Catalogue, problem: str | None = None, *, stale: bool = False) -> None:
+        """The full set of versions that should be served."""
+        ...
+
+
 class Poller:
-    """Polls for one model. `counted(ok)` is called after every poll."""
+    """Polls for one model, or for one list of them. `counted(ok)` is called after every poll."""
 
     def __init__(
         self,
         source: VersionSource,
         policy: Policy,
-        manager: ModelManager,
+        manager: Aspirant,
         period: float,
         counted: Callable[[str, bool], None],
         recall: Callable[[], ModelVersion | None] = lambda: None,
         least_gap: float = LEAST_GAP,
     ) -> None:
         """`recall` gives the version that served last; it blocks, and is asked if the registry is down at start."""
-        self._source, self._policy, self._manager, self._period = source, policy, manager, period
+        self.policy = policy
+        self._source, self._manager, self._period = source, manager, period
         self._counted, self._recall, self._least_gap = counted, recall, least_gap
         self._failures = 0
         self._asking: asyncio.Task[Catalogue] | None = None
@@ -62,11 +74,6 @@ class Poller:
     def staleness(self) -> float:
         """Seconds since the registry last answered, or since the start."""
         return time.monotonic() - self._answered_at
-
-    @property
-    def registered(self) -> str:
-        """The name of the registered model that is asked about."""
-        return self._policy.name
 
     def wake(self) -> None:
         """Look soon instead of at the end of the period or back-off; any number of calls ask for one look."""
@@ -100,20 +107,20 @@ class Poller:
             await self._unavailable(error)
         except Exception as error:
             log.error("polling stumbled", extra={"model": self._manager.name}, exc_info=error)
-            await self._unavailable(RegistryUnavailable(f"{self._policy.uri} could not be asked for"))
+            await self._unavailable(RegistryUnavailable(f"{self.policy.uri} could not be asked for"))
         else:
-            aspired = self._policy.aspire(catalogue)
-            self._answered(aspired, None if aspired else f"{self._policy.uri} names no usable version")
+            aspired = self.policy.aspire(catalogue)
+            self._answered(aspired, None if aspired else f"{self.policy.uri} names no usable version")
 
     async def _ask(self) -> Catalogue:
         """One question at a time: one that hangs in its thread is waited for again, not asked again."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(in_thread(lambda: self._source.catalogue(self._policy)))
+            self._asking = asyncio.create_task(in_thread(lambda: self._source.catalogue(self.policy)))
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
                 return await asyncio.shield(self._asking)
         except TimeoutError as error:
-            raise RegistryUnavailable(f"the registry did not answer for {self._policy.uri} in time") from error
+            raise RegistryUnavailable(f"the registry did not answer for {self.policy.uri} in time") from error
 
     def _answered(self, aspired: Catalogue, problem: str | None) -> None:
         if self._failures:

@@ -28,6 +28,7 @@ from registry.errors import RegistryError
 from serving.dataplane import DataPlane
 from serving.errors import NotReady, ServingError
 from serving.fleet import Fleet
+from serving.model import Repository
 from serving.transport.grpc import build_server
 from serving.transport.http import JSON, error_response
 from serving.transport.v1 import dumps
@@ -55,7 +56,13 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
     """A `kserve.ModelServer` that runs inside our loop and drains before it closes."""
 
     def __init__(self, address: Address, plane: DataPlane, http: Callable[..., Awaitable[None]], fleet: Fleet) -> None:
-        super().__init__(http_port=address.port, grpc_port=address.grpc_port, workers=1, enable_latency_logging=False)
+        super().__init__(
+            http_port=address.port,
+            grpc_port=address.grpc_port,
+            workers=1,
+            registered_models=Repository(plane),
+            enable_latency_logging=False,
+        )
         self._address, self._plane, self._fleet = address, plane, fleet
         self._rest = _Rest(self, address, http)
         self._grpc: grpc.aio.Server | None = None

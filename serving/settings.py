@@ -16,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from registry.errors import InvalidReference
-from registry.policies import parse_reference, selector
+from registry.policies import EveryCarrier, parse_reference, selector
 from serving.prefixes import check_prefix
 
 PREFIX = "HEADWAY_"
@@ -87,6 +87,7 @@ class Server(_Group):
     fail_fast: bool = False
     memory_bytes: int | None = Field(None, ge=1)
     on_demand_seconds: float = Field(30.0, gt=0)
+    on_demand_versions: int = Field(4, ge=1, le=1000)
     workers: Annotated[int, AfterValidator(_not_built)] = 1
     docs: Annotated[bool, AfterValidator(_not_built)] = False
 
@@ -155,13 +156,19 @@ class Served(_Group):
 
 
 class ModelEntry(Served):
-    """One served model: its name, the reference it follows, and its own settings."""
+    """One served model: its name, the reference it follows, and its own settings; or every model that carries an alias,
+    and no name."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/:]+$")
+    name: str = Field("", pattern=r"^[^/:]+$")
     uri: str
-    required: bool = True
+    required: bool | None = None
     on_demand: bool = False
     digest: Annotated[str | None, AfterValidator(_digest)] = None
+
+    @property
+    def readiness_waits(self) -> bool:
+        """Whether it is required: unsaid, what is not on demand is."""
+        return not self.on_demand if self.required is None else self.required
 
 
 class Settings(_Group):
@@ -203,9 +210,12 @@ def model_from_words(uri: str | None, name: str | None, version: str | None) -> 
         if version is not None:
             raise SettingsError("--model-version goes with --model-name alone; --model-uri already names a version")
         try:
-            served = name or parse_reference(uri).name
+            policy = parse_reference(uri)
         except InvalidReference as error:
             raise SettingsError(str(error)) from error
+        if isinstance(policy, EveryCarrier):
+            return {"uri": uri, **({"name": name} if name else {})}
+        served = name or policy.name
         if not served:
             raise SettingsError("--model-name is required: that reference has no registered name to serve it under")
         return {"name": served, "uri": uri}
@@ -224,13 +234,27 @@ def _check_models(settings: Settings) -> None:
     names = [entry.name for entry in settings.models]
     for name in names:
         if names.count(name) > 1:
-            raise SettingsError(f"models: the name {name!r} stands twice")
+            raise SettingsError(f"models: {f'the name {name!r}' if name else 'an entry without a name'} stands twice")
     for i, entry in enumerate(settings.models):
         _check_signature(f"models[{i}]", entry, settings.defaults)
         try:
-            parse_reference(entry.uri)
+            herd = isinstance(parse_reference(entry.uri), EveryCarrier)
         except InvalidReference as error:
             raise SettingsError(f"models[{i}].uri: {error}") from error
+        if herd:
+            _check_herd(f"models[{i}]", entry)
+        elif not entry.name:
+            raise SettingsError(f"models[{i}].name: is needed")
+
+
+def _check_herd(where: str, entry: ModelEntry) -> None:
+    """What can be said of one model, and not of every model that carries an alias. Raises SettingsError."""
+    said = {"name": entry.name, "digest": entry.digest, "required": entry.required}
+    for key, value in said.items():
+        if value:
+            raise SettingsError(f"{where}.{key}: cannot be said of {entry.uri}, which is many models")
+    if "on_demand" in entry.model_fields_set and not entry.on_demand:
+        raise SettingsError(f"{where}.on_demand: models of {entry.uri} are always on demand")
 
 
 def _check_signature(where: str, entry: Served, defaults: Served) -> None:

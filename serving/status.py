@@ -9,9 +9,10 @@ from typing import Any
 from registry.mlmodel import Column, Signature, Tensor
 from serving.errors import NotReady
 from serving.lifecycle import State
-from serving.manager import ModelManager, Servable
+from serving.manager import ASLEEP, ModelManager
 from serving.runtimes.base import DATATYPES as TENSOR_DATATYPES
 from serving.schema import tensor_name
+from serving.servable import Servable
 
 PLATFORM = "mlflow"
 DATATYPES = {
@@ -26,7 +27,7 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
     `stale` is true while the registry does not answer; `problem` says why what is served is not what is aspired.
     """
     current = manager.current
-    leading = current or (manager.servables[-1] if manager.servables else None)
+    leading = current or next(reversed(manager.own), None)
     facts = current.version if current else None
     body: dict[str, Any] = {
         "name": manager.name,
@@ -114,7 +115,7 @@ def _spec(spec: Column | Tensor, index: int) -> dict[str, Any]:
     return {"name": spec.name, "datatype": DATATYPES[spec.type], "shape": [-1, 1]}
 
 
-def index(managers: Iterable[ModelManager], *, only_ready: bool) -> list[dict[str, str]]:
+def index(managers: Iterable[ModelManager], asleep: Iterable[str], *, only_ready: bool) -> list[dict[str, str]]:
     """The body of `POST /v2/repository/index`: one row per servable, or per name that has none."""
     rows = []
     for manager in managers:
@@ -124,6 +125,8 @@ def index(managers: Iterable[ModelManager], *, only_ready: bool) -> list[dict[st
                 rows.append(_row(manager.name, servable.version.version, state, servable.reason or ""))
         if not manager.servables and not only_ready:
             rows.append(_row(manager.name, "", "UNAVAILABLE", manager.why()))
+    if not only_ready:
+        rows += [_row(name, "", "UNAVAILABLE", ASLEEP) for name in asleep]
     return rows
 
 

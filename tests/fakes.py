@@ -11,7 +11,7 @@ import numpy as np
 
 from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
 from registry.mlmodel import Column, Signature
-from registry.policies import Catalogue, FollowAlias, Pinned, Policy
+from registry.policies import Catalogue, EveryCarrier, FollowAlias, Pinned, Policy
 from registry.versions import ModelVersion
 from serving.configuration import ModelOptions, resolve
 from serving.lifecycle import State
@@ -44,6 +44,8 @@ class Registry:
                 wanted = number
             case FollowAlias(name, alias):
                 wanted = self.aliases.get((name, alias), "")
+            case EveryCarrier(alias):
+                return tuple(self.version(name, v) for (name, a), v in self.aliases.items() if a == alias)
             case _:
                 raise NotImplementedError
         if wanted not in self.numbers.get(name, ()):

@@ -24,10 +24,12 @@ from serving.dataplane import DataPlane
 from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
 from serving.lifecycle import State
+from serving.named import Finder
 from serving.runtimes.spawn import Ending
 from serving.settings import PREFIX, ModelEntry, Served, Settings, load_settings
 from serving.transport.http import Http
 from serving.transport.webhook import OUTCOMES, Webhook
+from tests.fakes import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -74,7 +76,7 @@ def built_in() -> dict[str, Any]:
 
 def as_written(value: Any) -> str:
     """A default as the tables write it."""
-    if value is None:
+    if value in (None, ""):
         return "—"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -266,7 +268,14 @@ async def test_every_route_is_documented_and_exists() -> None:
         raise AssertionError("only CloudEvents go to KServe's app")
 
     webhook = Webhook("a secret", lambda name: 0, lambda outcome: None)
-    http = Http(DataPlane(Fleet({}, None, 1.0, lambda: 0), metrics), metrics, no_app, 1, metrics.exposition, webhook)
+    http = Http(
+        DataPlane(Fleet({}, None, 1.0, lambda: 0, Finder(Registry())), metrics),
+        metrics,
+        no_app,
+        1,
+        metrics.exposition,
+        webhook,
+    )
     unused = {(verb, pattern.pattern) for verb, pattern, _ in http._routes}
     for verb, path in documented_routes():
         try:

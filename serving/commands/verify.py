@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from registry.errors import InvalidReference
-from registry.policies import Fixed, Policy, parse_reference
+from registry.policies import EveryCarrier, Fixed, Policy, parse_reference
 from serving.commands.base import CommandFailed, Verb, registry_flags, registry_settings, say
 from serving.settings import ModelEntry, Settings, SettingsError, cache_folder, load_settings
 
@@ -36,13 +36,14 @@ def _entry(settings: Settings, policy: Policy, name: str | None) -> ModelEntry:
     else:
         candidates = [entry for entry, other in policies if other.uri == policy.uri]
         candidates = candidates or [entry for entry, other in policies if policy.name and other.name == policy.name]
+        candidates = candidates or [e for e, other in policies if policy.name and isinstance(other, EveryCarrier)]
     if len(candidates) > 1:
         names = ", ".join(entry.name for entry in candidates)
         raise SettingsError(f"several entries of models could mean it: choose with --model-name one of {names}")
     if not candidates:
         say("no entry of models means it: what `defaults` say counts")
         return ModelEntry(name="model", uri=policy.uri)
-    say(f"as the entry {candidates[0].name} of models")
+    say(f"as the entry {candidates[0].name or candidates[0].uri} of models")
     return candidates[0]
 
 

@@ -267,7 +267,7 @@ class Http:
         return Response(200, self._exposition(), (TEXT,))
 
     async def _models(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        return Response(200, dumps({"models": list(self._plane.managers)}))
+        return Response(200, dumps({"models": self._plane.names}))
 
     async def _model(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         status = model_status(self._plane.manager(parts["model"]))
@@ -288,7 +288,7 @@ class Http:
     async def _index(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         body = await exchange.body()
         only_ready = bool(parse_object(body).get("ready", False)) if body.strip() else False
-        return Response(200, dumps(index(self._plane.managers.values(), only_ready=only_ready)))
+        return Response(200, dumps(index(self._plane.managers, self._plane.asleep, only_ready=only_ready)))
 
     async def _repository(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         await self._plane.repository(parts["model"], load=parts["what"] == "load")

@@ -15,6 +15,7 @@ from cachetools import TTLCache
 
 from registry.deliveries import WINDOW, Delivery, named_model, verify
 from registry.errors import UntrustedDelivery
+from serving.bucket import TokenBucket
 from serving.errors import RateLimited, ServingError
 from serving.transport.http import Exchange, Response
 from serving.transport.v1 import dumps, parse_object
@@ -25,24 +26,6 @@ LONGEST_BODY = 65_536
 RATE, BURST = 10.0, 100
 #: The label set of `headway_webhooks_total`.
 OUTCOMES = ("woken", "ignored", "replayed", "flooded", "refused", "malformed")
-
-
-class TokenBucket:
-    """`burst` at once, and `rate` per second in the long run."""
-
-    def __init__(self, rate: float, burst: int, clock: Callable[[], float]) -> None:
-        self._rate, self._burst, self._clock = rate, burst, clock
-        self._tokens, self._at = float(burst), clock()
-
-    def take(self) -> float:
-        """Takes one and returns 0, or returns the seconds until there is one to take."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
-        self._tokens -= 1
-        return 0.0
 
 
 class Webhook:

@@ -136,21 +136,35 @@ def test_once_ready_a_model_never_has_no_ready_version(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_model_that_retires_ends_with_nothing_and_loads_nothing(seed: int) -> None:
+def test_a_model_that_rests_ends_with_its_extras_and_loads_nothing_else(seed: int) -> None:
     """From any state, with loads that end well or badly meanwhile, and leases that are held to the drain bound."""
     dice = random.Random(seed)
+    extras = dice.choice([[], [V1], [V2]])
     world = World(dice)
     for _ in range(dice.randrange(30)):
-        action = plan(dice.choice([[V1], [V1, V2], [V2]]), world.views, world.now, 1.0)
+        action = plan(dice.choice([[V1], [V1, V2], [V2]]), world.views, world.now, 1.0, extras=extras)
         if action is not None:
             world.perform(action)
         world.event()
     for view in world.views:
-        world.change(view.id, leases=dice.randrange(2))
+        world.change(view.id, leases=dice.randrange(2), current=False)
     for _ in range(200):
-        action = plan([V1], world.views, world.now, 1.0, retiring=True)
-        assert not isinstance(action, Load | Publish)
+        action = plan([], world.views, world.now, 1.0, extras=extras)
+        assert not isinstance(action, Publish)
+        assert not isinstance(action, Load) or action.version in extras
         if action is not None:
             world.perform(action)
         world.event()
-    assert world.views == []
+    left = [view for view in world.views if view.state is not S.FAILED]
+    assert all(view.version in extras for view in left)
+
+
+def test_extras_load_last_are_never_published_and_leave_when_nobody_wants_them() -> None:
+    """And a promotion to one of them is a publication, with no load."""
+    serving, extra = View(1, V1, S.READY, current=True), View(2, V2, S.READY)
+    assert plan([V1], [], 0, 25, extras=[V2]) == Load(V1)
+    assert plan([V1], [serving], 0, 25, extras=[V2]) == Load(V2)
+    assert plan([V1], [serving, extra], 0, 25, extras=[V2]) is None
+    assert plan([], [extra], 0, 25, extras=[V2]) is None
+    assert plan([V2], [serving, extra], 0, 25, extras=[V2]) == Publish(2)
+    assert plan([V1], [serving, extra], 0, 25) == Drain(2)

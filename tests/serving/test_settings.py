@@ -44,7 +44,7 @@ def test_built_in_values_are_the_contracts() -> None:
     assert (limits.max_rows, limits.max_wait_ms, limits.max_queue, limits.high_watermark) == (32, 0.0, 2000, 0.8)
     assert configured(settings).timeout == 1.0
     entry = ModelEntry(name="m", uri="models:/m/1")
-    assert (entry.required, entry.on_demand) == (True, False)
+    assert (entry.readiness_waits, entry.on_demand) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,12 @@ def test_every_setting_has_a_variable(file: Path, name: str, value: str, found: 
         ("models: [{name: m, uri: nonsense}]", r"models\[0\]\.uri.*'nonsense'"),
         ("models: [{name: a/b, uri: 'models:/m/1'}]", r"models\.0\.name"),
         ("models: [{name: m, uri: 'models:/m/1'}, {name: m, uri: 'models:/m/2'}]", r"'m' stands twice"),
+        ("models: [{uri: 'models:/m/1'}]", r"models\[0\]\.name"),
+        ("models: [{name: m, uri: 'models:/*@champion'}]", r"models\[0\]\.name: .*many models"),
+        ("models: [{uri: 'models:/*@champion', required: true}]", r"models\[0\]\.required"),
+        ("models: [{uri: 'models:/*@champion', on_demand: false}]", r"models\[0\]\.on_demand"),
+        ("models: [{uri: 'models:/*@a'}, {uri: 'models:/*@b'}]", "stands twice"),
+        ("models: [{uri: 'models:/*/3'}]", r"models\[0\]\.uri"),
         ("models: [{name: m, uri: 'models:/m/1', digest: abc}]", r"models\.0\.digest.*headway verify"),
         ("security: {allow_pickle_from: [fraud]}", r"allow_pickle_from.*'fraud' is no prefix"),
         ("security: {allow_code_from: ['s3://trusted/../all']}", r"allow_code_from.*is no prefix"),

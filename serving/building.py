@@ -1,0 +1,51 @@
+"""The two ends of a servable's life: the batcher in front of what was loaded, and its disposal."""
+
+from __future__ import annotations
+
+import gc
+
+from features.errors import FeatureError
+from registry.errors import RegistryError
+from serving.batching import Batcher
+from serving.loading import Loaded
+from serving.servable import Servable, Watcher
+
+
+def build_batcher(servable: Servable, loaded: Loaded, cost_ms: float, watcher: Watcher) -> Batcher:
+    """The batcher of a version that has been warmed; `cost_ms` is what a full batch took."""
+    name, number = servable.model, servable.version.version
+
+    def observe(requests: int, rows: int, seconds: float) -> None:
+        watcher.batch(name, number, requests, rows, seconds)
+
+    own = loaded.process is None  # else whoever hangs is ended, and that is counted
+    return Batcher(
+        loaded.runtime,
+        loaded.configuration.limits,
+        cost_ms,
+        observe,
+        inline=own,
+        hang_seconds=loaded.configuration.hang_seconds,
+        overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
+    )
+
+
+class Disposal:
+    """Disposes of a loaded version and collects the cycles that models hold, in a thread."""
+
+    def __init__(self, servable: Servable) -> None:
+        self._loaded, servable.loaded = servable.loaded, None
+
+    def __call__(self) -> None:
+        """Blocks."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.dispose()
+            del loaded
+            gc.collect()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, for people, ours whole; a library's is cut, and says its class."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text[:2000] if isinstance(error, RegistryError | FeatureError) else f"{type(error).__name__}: {text[:300]}"
