@@ -1,6 +1,6 @@
 # An index of commands; each works without make.
 .DEFAULT_GOAL := help
-.PHONY: slow soak help setup quickstart test unit lint format types imports serve clean
+.PHONY: slow soak many help setup quickstart test unit lint format types imports serve clean
 
 PYTHON := .venv/bin/python
 
@@ -21,6 +21,9 @@ unit: ## the tests that start no process
 
 soak: ## two hundred promotions under load (two minutes); SOAK_SWAPS=1000 for more
 	$(PYTHON) -m pytest -m slow -s tests/test_soak.py
+
+many: ## thirty models under a budget for ten, a minute of random traffic; prints memory and statuses
+	$(PYTHON) -m pytest -m '' -s tests/test_many_models.py
 
 slow: ## all long tests: processes that crash and hang, models on demand, the soak (about ten minutes)
 	$(PYTHON) -m pytest -m slow

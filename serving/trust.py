@@ -16,8 +16,6 @@ from registry.mlmodel import MLmodel
 from serving.runtimes.choose import NO_FLAVOR, flavor_of
 from serving.trusted_types import TRUSTED_SKOPS
 
-#: Loader modules whose models are data only, without any pickle.
-_DATA_ONLY = frozenset({"mlflow.onnx"})
 _PYTHON_MODEL = "mlflow.pyfunc.model"
 
 
@@ -35,6 +33,8 @@ def trust_reasons(model: MLmodel, *, allow_pickle: bool, allow_code: bool) -> It
         yield from _sklearn(model, allow_pickle or allow_code)
     elif flavor == "pytorch":
         yield from _pytorch(model, allow_pickle or allow_code)
+    elif flavor == "onnx":
+        yield from _onnx(model)
     elif flavor == "python_function":
         yield from _pyfunc(model, allow_pickle or allow_code)
     else:
@@ -67,6 +67,15 @@ def _code(model: MLmodel) -> Iterator[str]:
         yield "the onnx flavour sets options of onnxruntime, which may load libraries: set allow_code to load it"
 
 
+def _onnx(model: MLmodel) -> Iterator[str]:
+    try:
+        from serving.runtimes.onnx import onnx_reasons
+    except ImportError as error:
+        yield f"onnxruntime cannot be imported here ({type(error).__name__}): install the extra onnx"
+        return
+    yield from onnx_reasons(model)
+
+
 def _options_of_onnxruntime(conf: Mapping[str, Any]) -> bool:
     """Some execution providers take paths of shared libraries. Their bare names are what MLflow writes."""
     providers = conf.get("providers") or []
@@ -83,7 +92,7 @@ def _pyfunc(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
     loader = _loader(model)
     if not loader:
         yield "the python_function flavour names no loader module"
-    elif loader.startswith("mlflow.") and loader not in (*_DATA_ONLY, _PYTHON_MODEL) and not allow_pickle:
+    elif loader.startswith("mlflow.") and loader != _PYTHON_MODEL and not allow_pickle:
         yield f"models of {loader[:64]} may hold pickles: set allow_pickle to load them"
 
 

@@ -56,6 +56,13 @@ def skops(estimator: Any, trusted: list[str] | None = None) -> Callable[..., Any
     return partial(mlflow.sklearn.log_model, estimator, serialization_format="skops", skops_trusted_types=trusted)
 
 
+def heavy(answer: float, megabytes: int) -> Callable[..., Any]:
+    """Logs a linear model of one column with many useless megabytes, in a fitted attribute."""
+    model = linear(answer)
+    model.ballast_ = np.random.default_rng(0).random(megabytes * 2**17)
+    return skops(model)
+
+
 def puppet() -> Callable[..., Any]:
     """Logs a model that does what its one column `ms` says: sleeps for the longest of the batch, fails below zero."""
 

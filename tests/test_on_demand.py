@@ -12,26 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import mlflow
-import numpy as np
 import pytest
 import requests
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.models import columns, linear, register, skops
+from tests.models import columns, heavy, linear, register, skops
 from tests.servers import MlflowServer, Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 A = columns(("a", "double"))
 BODY = {"instances": [[1.0]]}
-
-
-def heavy(answer: float, megabytes: int) -> Callable[..., Any]:
-    """Logs a linear model of one used and many useless columns' worth of memory, by a fitted attribute."""
-    model = linear(answer)
-    model.ballast_ = np.random.default_rng(0).random(megabytes * 2**17)
-    return partial(mlflow.sklearn.log_model, model, serialization_format="skops")
 
 
 @pytest.fixture(scope="module")

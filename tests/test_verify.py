@@ -16,6 +16,8 @@ from serving.cli import main
 from tests.crafted import Spot, estimator
 from tests.models import columns, linear, register, skops
 from tests.servers import MlflowServer, Server
+from tests.serving.test_onnx import linear as graph
+from tests.serving.test_onnx import overwrite, save
 from tests.signing import make_key, sign
 
 AB = columns(("a", "double"), ("b", "double"))
@@ -55,6 +57,17 @@ def test_a_folder_that_would_load_exits_0(spot: Spot, verify: Verify) -> None:
     assert (said["digest"], said["signature"]) == (f"sha256:{digest(spot.model)[0]}", "not checked")
     assert said["size"] == f"{digest(spot.model)[1]} bytes"
     assert "no entry of models" in err
+
+
+def test_an_onnx_model_is_named_so_and_its_data_must_be_its_own(spot: Spot, verify: Verify) -> None:
+    """The graph is parsed, not loaded; a file that it names elsewhere is a reason."""
+    save(spot, graph())
+    code, out, _ = verify(str(spot.model))
+    said = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (code, said["format"], said["verdict"]) == (0, "onnx", "would be loaded")
+    overwrite(spot, graph(location="/etc/hostname"))
+    code, out, _ = verify(str(spot.model))
+    assert (code, out.splitlines()[-1]) == (1, "- the onnx file names data that is not in the version's folder")
 
 
 def test_a_refused_folder_exits_1_and_nothing_of_it_runs(spot: Spot, verify: Verify, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from serving.runtimes.base import Runtime
 from serving.schema import InputSchema
 
 Load = Callable[[MLmodel, InputSchema, Configuration], Runtime]
-NO_FLAVOR = "the version has no flavour that can be served: sklearn, pytorch or python_function"
+NO_FLAVOR = "the version has no flavour that can be served: sklearn, pytorch, onnx or python_function"
 
 
 def flavor_of(model: MLmodel) -> str | None:
@@ -39,6 +39,12 @@ def _pytorch() -> Load:
     return load_pytorch
 
 
+def _onnx() -> Load:
+    from serving.runtimes.onnx import load_onnx
+
+    return load_onnx
+
+
 def _pyfunc() -> Load:
     from serving.runtimes.pyfunc import load_pyfunc
 
@@ -46,4 +52,6 @@ def _pyfunc() -> Load:
 
 
 #: In the order in which they are chosen.
-_RUNTIMES: dict[str, Callable[[], Load]] = {"sklearn": _sklearn, "pytorch": _pytorch, "python_function": _pyfunc}
+_RUNTIMES: dict[str, Callable[[], Load]] = {
+    "sklearn": _sklearn, "pytorch": _pytorch, "onnx": _onnx, "python_function": _pyfunc,
+}  # fmt: skip

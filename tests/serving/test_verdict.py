@@ -202,6 +202,7 @@ def test_a_prefix_for_pickles_is_none_for_code(spot: Spot) -> None:
 def test_options_of_onnxruntime_are_code(spot: Spot, conf: dict[str, Any], refused: bool) -> None:
     """Some execution providers open shared libraries that their options name."""
     spot.save(mlflow.sklearn, estimator(), serialization_format="skops")
+    (spot.model / "model.onnx").write_bytes(b"")
     flavors = {"onnx": conf, "python_function": {"loader_module": "mlflow.onnx"}}
     rewrite(spot.model, lambda document: document.update(flavors=flavors))
     assert [("set allow_code" in reason) for reason in judged(spot.model).reasons] == [True] * refused

@@ -1,0 +1,164 @@
+"""ONNX: graphs run by onnxruntime, on arrays. No library of custom operators is ever loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from registry.errors import InvalidModel
+from registry.mlmodel import MLmodel
+from registry.pyfunc import add_code
+from serving.configuration import Configuration
+from serving.runtimes.base import Outputs, Want
+from serving.runtimes.interpret import Interpretation
+from serving.schema import InputSchema
+
+_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+          "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(string)": np.object_,
+          "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(uint8)": np.uint8}  # fmt: skip
+_LABELS = ("tensor(int64)", "tensor(string)")
+
+
+class OnnxRuntime:
+    """One graph. Columns go in as one matrix `[n, k]` if it has one input, else each to the input of its name; tensors to
+    the inputs of their names. One output means what the version's tags say; two are a label and its probabilities, as
+    converters of scikit-learn write them."""
+
+    def __init__(self, session: Any, schema: InputSchema, configuration: Configuration) -> None:
+        self._session, self._meaning = session, Interpretation(configuration)
+        self._inputs = {node.name: _dtype(node) for node in session.get_inputs()}
+        self._names = [column.name for column in schema.columns]
+        self._tensors = [tensor.name for tensor in schema.tensors]
+        outputs = session.get_outputs()
+        self._labelled = len(outputs) == 2 and outputs[0].type in _LABELS
+        if len(outputs) > 1 and not self._labelled:
+            raise InvalidModel("the graph must have one output, or a label and its probabilities")
+        self._matrix = bool(schema.columns) and len(self._inputs) == 1 and len(self._names) > 1
+        wanted = set() if self._matrix or len(self._inputs) == 1 else set(self._names or self._tensors)
+        if (self._matrix and not schema.all_numeric) or (wanted and wanted != set(self._inputs)):
+            raise InvalidModel("the inputs of the graph are not those of the signature")
+        self._classes = np.array(configuration.classes) if configuration.classes is not None else None
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """The classes: by tag, of the graph's own probabilities once it has answered, or 0…k-1; None for regression."""
+        return (np.arange(2) if self._classes is None else self._classes) if self._labelled else self._meaning.classes
+
+    def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
+        """One run of the graph."""
+        outputs = self._session.run(None, self._feed(arrays))
+        if not self._labelled:
+            return self._meaning.outputs(np.asarray(outputs[0]), rows, want)
+        labels = np.asarray(outputs[0])
+        return Outputs(rows, labels, self._probabilities(outputs[1]), labels)
+
+    def close(self) -> None:
+        """Nothing but memory is held."""
+
+    def _feed(self, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        if self._matrix or (self._tensors and len(self._inputs) == 1):
+            whole = arrays[0] if len(arrays) == 1 else np.column_stack(arrays)
+            return {name: np.ascontiguousarray(whole, dtype) for name, dtype in self._inputs.items()}
+        if self._tensors:
+            given: Iterable[tuple[Any, np.ndarray]] = zip(self._tensors, arrays, strict=True)
+        else:
+            one = len(arrays) == 1 and arrays[0].ndim == 2
+            columns = arrays[0].T if one else arrays
+            names = self._inputs if len(self._inputs) == 1 else self._names
+            given = ((name, column.reshape(-1, 1)) for name, column in zip(names, columns, strict=True))
+        return {name: np.ascontiguousarray(array, self._inputs[name]) for name, array in given}
+
+    def _probabilities(self, found: Any) -> np.ndarray:
+        """`[n, classes]`, from a tensor, or from one mapping of class to probability per row."""
+        if isinstance(found, list):
+            found = self._of_mappings(found)
+        elif self._classes is None or len(self._classes) != found.shape[1]:
+            self._classes = np.arange(found.shape[1])
+        return np.asarray(found, dtype=np.float64)
+
+    def _of_mappings(self, found: list[Mapping[Any, float]]) -> np.ndarray:
+        classes = list(found[0])
+        self._classes = np.array(classes)
+        return np.array([[row[c] for c in classes] for row in found])
+
+
+def _dtype(node: Any) -> Any:
+    try:
+        return _TYPES[node.type]
+    except KeyError:
+        raise InvalidModel(
+            f"the graph has an input of the type {str(node.type)[:32]}, which cannot be served"
+        ) from None
+
+
+def load_onnx(model: MLmodel, schema: InputSchema, configuration: Configuration) -> OnnxRuntime:
+    """Loads the onnx flavour of a version whose trust has been checked."""
+    conf = model.flavor("onnx")
+    add_code(model.path, conf)
+    file = _file(model)
+    if file is None:
+        raise InvalidModel("the MLmodel file names a model file that is not in the version's folder")
+    session = onnxruntime.InferenceSession(str(file), _options(conf), providers=_providers(conf))
+    return OnnxRuntime(session, schema, configuration)
+
+
+def _options(conf: Mapping[str, Any]) -> Any:
+    """What MLflow's own loader takes from the MLmodel file; `extra_session_config` needs allow_code."""
+    options, said = onnxruntime.SessionOptions(), conf.get("onnx_session_options") or {}
+    for key in ("intra_op_num_threads", "inter_op_num_threads"):
+        if said.get(key):
+            setattr(options, key, int(said[key]))
+    for key, value in (said.get("extra_session_config") or {}).items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _providers(conf: Mapping[str, Any]) -> list[Any]:
+    """Those that are there, in the order of the MLmodel file, else the CPU. Options of theirs need allow_code."""
+    said, available = conf.get("providers") or [], onnxruntime.get_available_providers()
+    every = [tuple(p) if isinstance(p, list) else p for p in ([said] if isinstance(said, str) else said)]
+    usable = [p for p in every if (p[0] if isinstance(p, tuple) else p) in available]
+    return usable or ["CPUExecutionProvider"]
+
+
+def onnx_reasons(model: MLmodel) -> Iterator[str]:
+    """Why the graph must not be loaded; nothing if it may. It is parsed, and none of its data files is opened."""
+    file = _file(model)
+    if file is None:
+        yield "the MLmodel file names a model file that is not in the version's folder"
+        return
+    try:
+        graph = onnx.load(str(file), load_external_data=False)
+        places = {
+            entry.value for tensor in _tensors(graph) for entry in tensor.external_data if entry.key == "location"
+        }
+    except Exception as error:  # noqa: BLE001  a crafted file may make the parser fail in any way
+        yield f"the onnx file cannot be read ({type(error).__name__})"
+        return
+    if any(not _within(model, file.parent / place) for place in places):
+        yield "the onnx file names data that is not in the version's folder"
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor of a parsed graph, wherever it hides: in attributes, subgraphs and functions too."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in value if field.is_repeated else (value,):
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from _tensors(part)
+
+
+def _file(model: MLmodel) -> Path | None:
+    file = model.path / str(model.flavor("onnx").get("data", "model.onnx"))
+    return file if _within(model, file) else None
+
+
+def _within(model: MLmodel, file: Path) -> bool:
+    return file.resolve().is_relative_to(model.path.resolve()) and file.is_file()
