@@ -32,11 +32,22 @@ USAGE
 # read_from KIND/NAME TEMPLATE
 read_from() { kubectl get "$1" -n "$NAMESPACE" -o "jsonpath=$2"; }
 
-spec_of() { read_from "inferenceservice/$SERVICE" "{.spec.predictor.$1}"; }
-
-status_of() { read_from "inferenceservice/$SERVICE" "{.status.components.predictor.$1}"; }
-
 model_version() { read_from "$1" "{$2.containers[0].env[?(@.name==\"MODEL_VERSION\")].value}"; }
+
+# Sets what is known of the InferenceService: one field a line, empty where there is none.
+observe() {
+  local predictor='.status.components.predictor' template field found
+  for field in .status.deploymentMode '.metadata.annotations.serving\.kserve\.io/deploymentMode' \
+    .spec.predictor.canaryTrafficPercent "$predictor.latestCreatedRevision" "$predictor.latestReadyRevision" \
+    "$predictor.latestRolledoutRevision" "$predictor.previousRolledoutRevision" \
+    '.spec.predictor.containers[0].env[?(@.name=="MODEL_VERSION")].value'; do
+    template=${template:-}"{$field}{\"\\n\"}"
+  done
+  found=$(read_from "inferenceservice/$SERVICE" "$template") || exit
+  mapfile -t found <<<"$found"
+  MODE=${found[0]-} ANNOTATED=${found[1]-} SHARE=${found[2]-} CREATED=${found[3]-}
+  READY=${found[4]-} ROLLED_OUT=${found[5]-} PREVIOUS=${found[6]-} VERSION=${found[7]-}
+}
 
 # The index of MODEL_VERSION in the environment of an InferenceService's first container.
 version_index() {
@@ -60,18 +71,15 @@ checked_version() {
 }
 
 needs_knative() {
-  local mode
-  mode=$(read_from "inferenceservice/$SERVICE" '{.status.deploymentMode}')
-  [ -n "$mode" ] || mode=$(read_from "inferenceservice/$SERVICE" '{.metadata.annotations.serving\.kserve\.io/deploymentMode}')
-  case $mode in
+  case ${MODE:-$ANNOTATED} in
     Knative | Serverless) ;;
-    *) die "InferenceService $SERVICE is in mode ${mode:-unknown}, where KServe ignores canaryTrafficPercent and rolls a" \
+    *) die "InferenceService $SERVICE is in mode ${MODE:-${ANNOTATED:-unknown}}, where KServe ignores canaryTrafficPercent and rolls a" \
       "new version out to everybody. Use --route with overlays/standard-canary, or overlays/knative." ;;
   esac
 }
 
 in_flight() {
-  case $(spec_of canaryTrafficPercent) in
+  case $SHARE in
     '') die "No canary is in flight. A percent alone would not make one: it takes the rolled-out revision back." ;;
     0) die "This canary was rolled back: \`rollback\` finishes that." ;;
   esac
@@ -90,15 +98,13 @@ move_version() { # INDEX OLD NEW
 }
 
 start_canary() { # VERSION PERCENT
-  local rolled_out index old
-  [ -z "$(spec_of canaryTrafficPercent)" ] || die "A canary is in flight, and a second one would replace it: promote it or roll it back first."
-  rolled_out=$(status_of latestRolledoutRevision)
-  [ -n "$rolled_out" ] || die "Nothing of $SERVICE was ever rolled out: KServe would ignore the percent, and give everything to version $1."
-  [ "$rolled_out" = "$(status_of latestCreatedRevision)" ] || die "A revision newer than $rolled_out is still on its way: wait, or roll it back."
+  local index
+  [ -z "$SHARE" ] || die "A canary is in flight, and a second one would replace it: promote it or roll it back first."
+  [ -n "$ROLLED_OUT" ] || die "Nothing of $SERVICE was ever rolled out: KServe would ignore the percent, and give everything to version $1."
+  [ "$ROLLED_OUT" = "$CREATED" ] || die "Revision $CREATED is not rolled out yet: wait until it is, or roll it back."
   index=$(version_index "$SERVICE")
-  old=$(model_version "inferenceservice/$SERVICE" .spec.predictor)
-  [ "$old" != "$1" ] || die "MODEL_VERSION is $1 already. The percent alone cuts no revision: it takes the rolled-out one back."
-  patch_service "$SERVICE" json "[$(move_version "$index" "$old" "$1"),{\"op\":\"add\",\"path\":\"$PERCENT\",\"value\":$2}]"
+  [ "$VERSION" != "$1" ] || die "MODEL_VERSION is $1 already. The percent alone cuts no revision: it takes the rolled-out one back."
+  patch_service "$SERVICE" json "[$(move_version "$index" "$VERSION" "$1"),{\"op\":\"add\",\"path\":\"$PERCENT\",\"value\":$2}]"
 }
 
 set_percent() { patch_service "$SERVICE" merge "{\"spec\":{\"predictor\":{\"canaryTrafficPercent\":$1}}}"; }
@@ -111,20 +117,16 @@ widen_canary() {
 }
 
 promote_canary() {
-  local created
   in_flight
-  created=$(status_of latestCreatedRevision)
-  [ "$created" = "$(status_of latestReadyRevision)" ] || die "Revision $created is not ready: it would get everything the moment it is."
+  [ "$CREATED" = "$READY" ] || die "Revision $CREATED is not ready: it would get everything the moment it is."
   remove_percent
 }
 
-# Percent 0 first, at once the good revision has everything. Then the spec is restored, which cuts a third revision, and
+# Percent 0 first: at once the good revision has everything. Then the spec is restored, which cuts a third revision, and
 # only when that is ready the percent goes: until then "the newest ready revision" is the rejected one.
 roll_back() { # [VERSION]
-  local rejected good version
-  rejected=$(status_of latestCreatedRevision)
-  good=$(status_of latestRolledoutRevision)
-  [ "$good" != "$rejected" ] || good=$(status_of previousRolledoutRevision)
+  local rejected=$CREATED good=$ROLLED_OUT version
+  [ "$good" != "$rejected" ] || good=$PREVIOUS # rolled out already: KServe steps back by one
   [ -n "$good" ] && [ "$good" != "$rejected" ] || die "There is no earlier revision to go back to: \`start\` the version that you want."
   version=${1:-$(model_version "revision/$good" .spec)}
   [ -n "$version" ] || die "Revision $good names no MODEL_VERSION: say which VERSION to restore."
@@ -137,22 +139,21 @@ roll_back() { # [VERSION]
 }
 
 restore() { # VERSION REJECTED
-  local index old
+  local index
   index=$(version_index "$SERVICE")
-  old=$(model_version "inferenceservice/$SERVICE" .spec.predictor)
-  if [ "$old" = "$1" ]; then # an earlier run came as far as this
+  if [ "$VERSION" = "$1" ]; then # an earlier run came as far as this
     await_newer_than ''
   else
-    patch_service "$SERVICE" json "[$(move_version "$index" "$old" "$1")]"
+    patch_service "$SERVICE" json "[$(move_version "$index" "$VERSION" "$1")]"
     await_newer_than "$2"
   fi
 }
 
 await_newer_than() { # REVISION
-  local created end=$((SECONDS + TIMEOUT))
+  local end=$((SECONDS + TIMEOUT))
   printf '# wait until latestReadyRevision is latestCreatedRevision%s\n' "${1:+, and newer than $1}"
   [ -z "$DRY_RUN" ] || return 0
-  while created=$(status_of latestCreatedRevision); [ "$created" = "$1" ] || [ "$created" != "$(status_of latestReadyRevision)" ]; do
+  while observe; [ "$CREATED" = "$1" ] || [ "$CREATED" != "$READY" ]; do
     [ "$SECONDS" -lt "$end" ] || die "No newer revision is ready after $TIMEOUT s. The percent stays at 0, so nothing is lost: run rollback again."
     sleep 1
   done
@@ -160,20 +161,15 @@ await_newer_than() { # REVISION
 
 # A rejected canary may have changed more than the version.
 same_template() { # GOOD
-  [ -z "$DRY_RUN" ] || return 0
-  local created
-  created=$(status_of latestCreatedRevision)
-  [ "$(read_from "revision/$created" '{.spec}')" = "$(read_from "revision/$1" '{.spec}')" ] ||
-    die "Revision $created differs from $1 in more than the version. The percent stays at 0: restore the rest of the spec," \
+  [ -n "$DRY_RUN" ] || [ "$(read_from "revision/$CREATED" '{.spec}')" = "$(read_from "revision/$1" '{.spec}')" ] ||
+    die "Revision $CREATED differs from $1 in more than the version. The percent stays at 0: restore the rest of the spec," \
       "and remove $PERCENT when the revision is ready."
 }
 
 show_status() {
-  local field percent revision
-  for field in latestCreatedRevision latestReadyRevision latestRolledoutRevision previousRolledoutRevision; do
-    printf '%-25s  %s\n' "$field" "$(status_of "$field")"
-  done
-  printf '%-25s  %s\n' canaryTrafficPercent "$(spec_of canaryTrafficPercent)"
+  local percent revision
+  printf '%-20s  %s\n' 'canaryTrafficPercent' "$SHARE" 'newest' "$CREATED" 'newest ready' "$READY" \
+    'rolled out' "$ROLLED_OUT" 'rolled out before' "$PREVIOUS"
   read_from "inferenceservice/$SERVICE" '{range .status.components.predictor.traffic[*]}{.percent} {.revisionName}{"\n"}{end}' |
     while read -r percent revision; do
       printf '%3s %%  version %s  %s\n' "$percent" "$(model_version "revision/$revision" .spec)" "$revision"
@@ -271,7 +267,7 @@ case "${words[0]:-} ${#words[@]}" in
   *) misused "start VERSION PERCENT, widen PERCENT, promote, rollback [VERSION] or status." ;;
 esac
 needs_kubectl
-if [ -n "$ROUTE" ]; then read_route; else needs_knative; fi
+if [ -n "$ROUTE" ]; then read_route; else observe && needs_knative; fi
 case "${words[0]}${ROUTE:+ by route}" in
   start) start_canary "${words[1]}" "${words[2]}" ;;
   widen) widen_canary "${words[1]}" ;;

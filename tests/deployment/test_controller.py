@@ -5,6 +5,7 @@ import pytest
 from tests.deployment.clusters import REMOVE, VERSION, manifest, patched, percent, replace, running
 from tests.deployment.controller import Cluster, Json, propagate, targets
 
+
 def patch(cluster: Cluster, *operations: Json, settle: bool = True) -> dict[str, int]:
     """Patches in one request, and the traffic when all has settled."""
     cluster.apply(patched(cluster.service(), *operations))
