@@ -110,10 +110,13 @@ class Shell:
 
     def cluster(self) -> Cluster:
         """The cluster as it is when all has settled."""
-        state = json.loads(self.file.read_text())
-        cluster = Cluster(state["objects"], state["broken"])
+        cluster = self.cluster_as_it_is()
         cluster.settle()
         return cluster
+
+    def cluster_as_it_is(self) -> Cluster:
+        state = json.loads(self.file.read_text())
+        return Cluster(state["objects"], state["broken"])
 
     def shares(self) -> dict[str, int]:
         return self.cluster().shares()
