@@ -22,7 +22,7 @@ SPEC = {"predictor", "transformer", "explainer", "canary", "tracing"}  # what th
 
 def mode(service: Json) -> str:
     """The mode as KServe reads it: older names are still accepted."""
-    named = service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
+    named: str = service["metadata"]["annotations"]["serving.kserve.io/deploymentMode"]
     return {"RawDeployment": "Standard", "Serverless": "Knative"}.get(named, named)
 
 

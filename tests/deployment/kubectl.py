@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags that we use, and no others: an unknown one is an error here too."""
     flags = argparse.ArgumentParser(prog="kubectl", allow_abbrev=False)
     verbs = flags.add_subparsers(dest="verb", required=True)
-    for verb, own in {
-        "get": ["-o"], "patch": ["--type", "-p"], "wait": ["--for", "--timeout"], "rollout": ["--timeout"],
-        "apply": ["-k"], "port-forward": [],
-    }.items():  # fmt: skip
+    for verb, (_, own) in VERBS.items():
         one = verbs.add_parser(verb, allow_abbrev=False)
         one.add_argument("words", nargs="*")
         one.add_argument("-n", "--namespace")
@@ -127,10 +125,8 @@ def find(cluster: Cluster, words: list[str]) -> tuple[str, Json]:
 
 def get(cluster: Cluster, given: argparse.Namespace) -> str:
     cluster.step()
-    key, found = find(cluster, given.words)
-    if given.o.startswith("jsonpath="):
-        return jsonpath(given.o.removeprefix("jsonpath="), found)
-    return f"{key}\n"
+    _, found = find(cluster, given.words)
+    return jsonpath(given.o.removeprefix("jsonpath="), found)
 
 
 def patch(cluster: Cluster, given: argparse.Namespace) -> str:
@@ -144,11 +140,11 @@ def patch(cluster: Cluster, given: argparse.Namespace) -> str:
 
 
 def wait(cluster: Cluster, given: argparse.Namespace) -> str:
-    """Until a JSONPath has a value; a condition is met when the controllers have nothing left to do."""
+    """Until a JSONPath has a value, or the controllers have nothing left to do."""
     cluster.settle()
     key, found = find(cluster, given.words)
-    path, _, wanted = given.__dict__["for"].removeprefix("jsonpath=").rpartition("=")
-    if not given.__dict__["for"].startswith("condition=") and jsonpath(path.strip("'"), found) != wanted:
+    path, _, wanted = vars(given)["for"].removeprefix("jsonpath=").rpartition("=")
+    if jsonpath(path, found) != wanted:
         raise Failure(f"error: timed out waiting for the condition on {key}")
     return f"{key} condition met\n"
 
@@ -156,6 +152,14 @@ def wait(cluster: Cluster, given: argparse.Namespace) -> str:
 def rollout(cluster: Cluster, given: argparse.Namespace) -> str:
     key, _ = find(cluster, given.words[1:])
     return f"{key} successfully rolled out\n"
+
+
+VERBS: dict[str, tuple[Callable[[Cluster, argparse.Namespace], str], list[str]]] = {
+    "get": (get, ["-o"]),
+    "patch": (patch, ["--type", "-p"]),
+    "wait": (wait, ["--for", "--timeout"]),
+    "rollout": (rollout, ["--timeout"]),
+}
 
 
 def all_shares(cluster: Cluster) -> dict[str, int]:
@@ -170,9 +174,8 @@ def main() -> int:
     state = json.loads(file.read_text())
     cluster = Cluster(state["objects"], state["broken"])
     given = parser().parse_args()
-    verbs = {"get": get, "patch": patch, "wait": wait, "rollout": rollout, "apply": lambda *_: "", "port-forward": None}
     try:
-        sys.stdout.write(verbs[given.verb](cluster, given))
+        sys.stdout.write(VERBS[given.verb][0](cluster, given))
     except Failure as failure:
         sys.stderr.write(f"{failure}\n")
         return 1

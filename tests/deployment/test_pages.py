@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,7 +64,7 @@ SECTIONS = [
 
 @pytest.mark.parametrize(("heading", "begin", "shares"), SECTIONS)
 def test_the_commands_of_a_section_do_what_it_says(
-    shell: Shell, heading: str, begin: type[Cluster], shares: dict[str, int]
+    shell: Shell, heading: str, begin: Callable[[], Cluster], shares: dict[str, int]
 ) -> None:
     """From the state that the section is about, by a real shell."""
     shell.begin(begin())
