@@ -187,3 +187,14 @@ def test_every_metric_and_reason_is_real(page: str) -> None:
     reasons = set(re.findall(r"^\| \d+[^|]* \| `([a-z_]+)` \|", text(page), re.MULTILINE))
     assert reasons <= set(REASONS)
     assert (page == "deployment.md") != bool(names and reasons)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_setting_is_real(page: str) -> None:
+    """As the page of the configuration has it."""
+    names = re.findall(
+        r"`((?:server|registry|batching|security)\.[a-z_]+|(?!model_|inference_|headway_)[a-z_]+_(?:ms|mb|seconds))`",
+        text(page),
+    )
+    assert names
+    assert [name for name in names if not re.search(rf"`(\w+\.)?{re.escape(name)}`", text("configuration.md"))] == []
