@@ -1,0 +1,189 @@
+"""A `kubectl` for one file: the verbs, kinds and JSONPaths that the scripts and the documentation use.
+
+Run as a program, with the cluster in the file that FAKE_CLUSTER names. The controllers take one pass at every read, so
+that who waits sees things change; nothing happens between two commands. Every call is noted with the traffic after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonpatch
+
+from tests.deployment.controller import Cluster, Json
+
+KINDS = {"isvc": "inferenceservice", "inferenceservices": "inferenceservice", "revisions": "revision"}
+
+
+class Failure(Exception):
+    """What the real one prints, before it exits 1."""
+
+
+def jsonpath(template: str, value: Any) -> str:
+    """Kubernetes' JSONPath templates: paths with indices, `[*]` and one filter, `range`, quoted text."""
+    out, rest = "", template
+    while rest:
+        text, brace, rest = rest.partition("{")
+        out += text
+        if not brace:
+            break
+        inner, _, rest = rest.partition("}")
+        if inner.startswith("range "):
+            body, _, rest = rest.partition("{end}")
+            out += "".join(jsonpath(body, item) for item in select(inner.removeprefix("range ").strip(), value))
+        elif inner.startswith('"'):
+            out += json.loads(inner)
+        else:
+            out += " ".join(shown(found) for found in select(inner, value))
+    return out
+
+
+def select(path: str, value: Any) -> list[Any]:
+    """Every value at a path such as `.a.b[0].c`, `.a[*].b` or `.a[?(@.name=="x")].b`; what is missing is none."""
+    found = [value]
+    for step in re.findall(r"\.(?:[\w/-]|\\\.)+|\[[^\]]+\]", path):
+        found = [below for here in found for below in _below(step, here)]
+    return found
+
+
+def _below(step: str, here: Any) -> list[Any]:
+    if step.startswith("."):
+        key = step[1:].replace("\\.", ".")
+        return [here[key]] if key in here else []
+    if step == "[*]":
+        return list(here)
+    if match := re.fullmatch(r"\[\?\(@\.(\w+)==[\"']?([^\"']*?)[\"']?\)\]", step):
+        return [item for item in here if shown(item.get(match[1])) == match[2]]
+    if int(step[1:-1]) >= len(here):
+        raise Failure(f"error: array index out of bounds: index {step[1:-1]}, length {len(here)}")
+    return [here[int(step[1:-1])]]
+
+
+def shown(value: Any) -> str:
+    """As kubectl prints it: strings bare, the rest as compact JSON with sorted keys."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def merged(target: Any, change: Any) -> Any:
+    """A JSON merge patch (RFC 7396)."""
+    if not isinstance(change, dict):
+        return change
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in change.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def apply_patch(target: Json, kind: str, text: str) -> Json:
+    """A patch of type `json` or `merge`. Raises Failure as the API server would."""
+    if kind == "strategic":
+        raise Failure("error: application/strategic-merge-patch+json is not supported by this resource")
+    try:
+        changed: Json = merged(target, json.loads(text)) if kind == "merge" else jsonpatch.apply_patch(target, text)
+    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
+        raise Failure(f"The request is invalid: the server rejected our request: {error}") from error
+    return changed
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags that we use, and no others: an unknown one is an error here too."""
+    flags = argparse.ArgumentParser(prog="kubectl", allow_abbrev=False)
+    verbs = flags.add_subparsers(dest="verb", required=True)
+    for verb, (_, own) in VERBS.items():
+        one = verbs.add_parser(verb, allow_abbrev=False)
+        one.add_argument("words", nargs="*")
+        one.add_argument("-n", "--namespace")
+        for flag in own:
+            one.add_argument(flag, default="")
+    return flags
+
+
+def named(words: list[str]) -> str:
+    """`isvc NAME` and `isvc/NAME` are one."""
+    kind, _, name = "/".join(words).partition("/")
+    kind = kind.partition(".")[0]
+    return f"{KINDS.get(kind, kind)}/{name}"
+
+
+def find(cluster: Cluster, words: list[str]) -> tuple[str, Json]:
+    key = named(words)
+    if key not in cluster.objects:
+        kind, name = key.split("/")
+        raise Failure(f'Error from server (NotFound): {kind}s "{name}" not found')
+    return key, cluster.objects[key]
+
+
+def get(cluster: Cluster, given: argparse.Namespace) -> str:
+    cluster.step()
+    _, found = find(cluster, given.words)
+    return jsonpath(given.o.removeprefix("jsonpath="), found)
+
+
+def patch(cluster: Cluster, given: argparse.Namespace) -> str:
+    key, found = find(cluster, given.words)
+    changed = apply_patch(found, given.type or "strategic", given.p)
+    if key.startswith("inferenceservice/"):
+        cluster.apply(changed)
+    else:
+        cluster.objects[key] = changed
+    return f"{key} patched\n"
+
+
+def wait(cluster: Cluster, given: argparse.Namespace) -> str:
+    """Until a JSONPath has a value, or the controllers have nothing left to do."""
+    cluster.settle()
+    key, found = find(cluster, given.words)
+    path, _, wanted = vars(given)["for"].removeprefix("jsonpath=").rpartition("=")
+    if jsonpath(path, found) != wanted:
+        raise Failure(f"error: timed out waiting for the condition on {key}")
+    return f"{key} condition met\n"
+
+
+def rollout(cluster: Cluster, given: argparse.Namespace) -> str:
+    key, _ = find(cluster, given.words[1:])
+    return f"{key} successfully rolled out\n"
+
+
+VERBS: dict[str, tuple[Callable[[Cluster, argparse.Namespace], str], list[str]]] = {
+    "get": (get, ["-o"]),
+    "patch": (patch, ["--type", "-p"]),
+    "wait": (wait, ["--for", "--timeout"]),
+    "rollout": (rollout, ["--timeout"]),
+}
+
+
+def all_shares(cluster: Cluster) -> dict[str, int]:
+    """The traffic by version: of the route if there is one, else of the InferenceService."""
+    for route in (key.removeprefix("httproute/") for key in cluster.objects if key.startswith("httproute/")):
+        return cluster.route_shares(route)
+    return cluster.shares()
+
+
+def main() -> int:
+    file = Path(os.environ["FAKE_CLUSTER"])
+    state = json.loads(file.read_text())
+    cluster = Cluster(state["objects"], state["broken"])
+    given = parser().parse_args()
+    try:
+        sys.stdout.write(VERBS[given.verb][0](cluster, given))
+    except Failure as failure:
+        sys.stderr.write(f"{failure}\n")
+        return 1
+    finally:
+        calls = [*state["calls"], {"words": sys.argv[1:], "shares": all_shares(cluster)}]
+        file.write_text(json.dumps({"objects": cluster.objects, "broken": cluster.broken, "calls": calls}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
