@@ -22,7 +22,7 @@ unit: ## the tests that start no process
 soak: ## two hundred promotions under load (two minutes); SOAK_SWAPS=1000 for more
 	$(PYTHON) -m pytest -m slow -s tests/test_soak.py
 
-slow: ## all long tests: processes that crash and hang, models on demand, the soak (about ten minutes)
+slow: ## all long tests: crashes and hangs, models on demand, the soak, the image's install steps (half an hour, network)
 	$(PYTHON) -m pytest -m slow
 
 lint: ## ruff: rules and format
