@@ -33,8 +33,8 @@ LABEL org.opencontainers.image.title="headway" \
       org.opencontainers.image.revision="${REVISION}"
 # What can install has no place here. The one folder that is written to is the cache; with a read-only root, mount it.
 RUN pip uninstall --yes pip setuptools wheel \
-    && useradd --uid 65532 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin headway \
-    && install --directory --owner 65532 --group 65532 /var/cache/headway
+    && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin headway \
+    && install --directory --owner 10001 --group 10001 /var/cache/headway
 COPY --from=build /opt/headway /opt/headway
 # HOME, because MLflow does not start without one, and a cluster may choose a user that nobody has heard of.
 ENV PATH=/opt/headway/bin:$PATH \
@@ -43,7 +43,7 @@ ENV PATH=/opt/headway/bin:$PATH \
     HOME=/tmp \
     XDG_CACHE_HOME=/var/cache
 WORKDIR /
-USER 65532:65532
+USER 10001:10001
 EXPOSE 8080 8081
 # Alive, not ready: what an engine does to the unhealthy is to restart them, and that loads no model faster.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["python", "-c", \

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.dockerfile import Stage, stages
 from tests.servers import ROOT, Server, free_port, start_headway, wait_for
@@ -58,8 +59,12 @@ def test_nothing_that_builds_or_is_secret_is_in_the_image(build: Stage, final: S
 
 
 def test_the_image_runs_as_a_user_that_kubernetes_can_check(final: Stage) -> None:
-    """`runAsNonRoot` needs a number; and who the image is stands on its label."""
-    assert final.one("USER") == "65532:65532"
+    """`runAsNonRoot` needs a number, and the manifests say the same; who the image is stands on its labels."""
+    service = yaml.safe_load((ROOT / "kserve" / "base" / "inference-service.yaml").read_text())
+    (container,) = service["spec"]["predictor"]["containers"]
+    context = container["securityContext"]
+    assert final.one("USER") == f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert container["command"] == final.command("ENTRYPOINT")
     assert {"title", "description", "licenses", "version", "revision"} == {
         key.removeprefix("org.opencontainers.image.") for key in final.pairs("LABEL")
     }
@@ -103,7 +108,7 @@ mount --bind "$ROOT" /mnt/headway
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 for point in /mnt/models /mnt/headway /mnt /; do mount -o remount,bind,ro "$point"; done
 cd /
-exec setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all "$@"
+exec setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all "$@"
 """
 
 
@@ -128,7 +133,7 @@ def test_the_entry_point_runs_unprivileged_on_a_read_only_tree(final: Stage, fol
         wait_for(f"{server.base}/ready", process, log)
         assert server.post("/v1/models/sums:predict", BODY).json()["predictions"] == [3.0]
         owner = (Path("/proc") / str(process.pid) / "status").read_text()
-        assert re.search(r"^Uid:\s+65532", owner, re.MULTILINE)
+        assert re.search(r"^Uid:\s+10001", owner, re.MULTILINE)
         assert server.terminate() == 0
     finally:
         server.kill()
