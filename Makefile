@@ -25,7 +25,7 @@ soak: ## two hundred promotions under load (two minutes); SOAK_SWAPS=1000 for mo
 many: ## thirty models under a budget for ten, a minute of random traffic; prints memory and statuses
 	$(PYTHON) -m pytest -m '' -s tests/test_many_models.py
 
-slow: ## all long tests: processes that crash and hang, models on demand, the soak (about ten minutes)
+slow: ## all long tests: crashes and hangs, models on demand, the soak, the image's install steps (half an hour, network)
 	$(PYTHON) -m pytest -m slow
 
 lint: ## ruff: rules and format

@@ -65,6 +65,8 @@ class FeastSource:
                 store.config.registry.cache_ttl_seconds = 0
                 self._store = store
             self._store.refresh_registry()
+        except ImportError as error:
+            raise FeaturesUnavailable(f"Feast cannot be imported ({error}); it comes with the extra 'feast'") from error
         except Exception as error:
             raise FeaturesUnavailable(f"the Feast repository {self._path} cannot be opened: {error}") from error
         return self._store

@@ -3,10 +3,12 @@
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import yaml
+from mlflow.models import ModelSignature
 
 from tests.models import REQUIREMENTS, columns, linear, puppet
 from tests.servers import Server
@@ -23,10 +25,11 @@ def registry() -> Iterator[socket.socket]:
         yield listening
 
 
-def save(folder: Path, **ids: str) -> Path:
-    """A model of the sum of its columns, and the ids that its MLmodel file says."""
+def save(folder: Path, estimator: Any = None, signature: ModelSignature = AB, **ids: str) -> Path:
+    """A model, else one of the sum of two columns, and the ids that its MLmodel file says."""
+    estimator = estimator or linear(1.0, 1.0)
     mlflow.sklearn.save_model(
-        linear(1.0, 1.0), folder, serialization_format="skops", signature=AB, pip_requirements=REQUIREMENTS
+        estimator, folder, serialization_format="skops", signature=signature, pip_requirements=REQUIREMENTS
     )
     said = yaml.safe_load((folder / "MLmodel").read_text())
     kept = {key: value for key, value in said.items() if key not in ("model_id", "model_uuid", "run_id")}

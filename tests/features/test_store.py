@@ -168,3 +168,10 @@ def test_feast_does_not_switch_the_metrics_of_the_process(repository: Path) -> N
     )
     environ = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS")}
     assert subprocess.run([sys.executable, "-c", code, str(repository)], env=environ, check=False).returncode == 0
+
+
+def test_feast_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a lookup cannot be prepared, and the reason names the extra."""
+    monkeypatch.setitem(sys.modules, "feast", None)  # makes the import fail
+    with pytest.raises(FeaturesUnavailable, match="extra 'feast'"):
+        FeastSource(tmp_path).lookup("machine_health", {"temperature": "double"})
