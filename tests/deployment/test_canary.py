@@ -244,6 +244,8 @@ def test_a_canary_by_the_weights_of_a_route(shell: Shell) -> None:
     """Start, widen, promote: the weight moves only after the pods of the version are there."""
     shell.begin(with_route(stable="1", canary="1", weight=0))
     shell.canary(*ROUTE, "start", "2", "10")
+    assert [call["words"][0] for call in shell.calls()][-3:] == ["wait", "rollout", "patch"]
+    assert all(call["shares"] == {"1": 100} for call in shell.calls()[:-1])
     assert shell.cluster().route_shares(ROUTE[1]) == {"2": 10, "1": 90}
     shell.canary(*ROUTE, "widen", "50")
     assert shell.cluster().route_shares(ROUTE[1]) == {"2": 50, "1": 50}
