@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import zlib
 from collections.abc import Mapping
 
 from serving.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 
+JSON, OCTETS = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
+PLAIN = (JSON,)
 LONGEST_ID = 128
 _MEDIA = (b"application/json", b"application/octet-stream")
+_PROCESS, _COUNT = secrets.token_hex(8), itertools.count(secrets.randbits(32))
 _GZIP = 16 + zlib.MAX_WBITS
 
 
@@ -22,7 +26,9 @@ class Head:
     def __init__(self, headers: Mapping[bytes, bytes], limit: int) -> None:
         self.headers, self.limit = headers, limit
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        self.request_id = given if 0 < len(given) <= LONGEST_ID and given.isprintable() else secrets.token_hex(16)
+        self.request_id = (
+            given if given and len(given) <= LONGEST_ID and given.isprintable() else f"{_PROCESS}{next(_COUNT):016x}"
+        )
 
     def check_content(self) -> None:
         """Raises UnsupportedMediaType unless the body is JSON or binary tensors, gzipped or as it is."""

@@ -29,7 +29,7 @@ from serving.errors import (
     public_text,
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
-from serving.transport.head import Head
+from serving.transport.head import JSON, PLAIN, Head
 from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, Target, target_of_path
 from serving.transport.v1 import V1Request, dumps, parse_object
 from serving.transport.v2 import V2Request
@@ -39,10 +39,15 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 CLOSE = (b"connection", b"close")
 TIMING = b", ".join(stage.encode() + b";dur=%.3f" for stage in STAGES)
+LINE = b"%b: %b\r\n"
+JSON_LINE = LINE % JSON
+WRITTEN = (
+    b"HTTP/1.1 200 OK\r\n%bx-model-version: %b\r\nserver-timing: %b\r\n"
+    b"content-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
+)
 LINGER_SECONDS = 5.0
 
 
@@ -289,15 +294,23 @@ def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request |
     """What the data plane is asked by a request that has just been read. Raises BadRequest or BodyTooLarge."""
     received, timeout = time.monotonic(), head.timeout()
     body = head.unpacked(body)
-    request = V1Request(body) if target.v1 else V2Request(body)
+    request = V1Request(body) if target.v1 else V2Request(body, head.headers.get(b"inference-header-content-length"))
     return Call(target.model, target.version, target.label, head.request_id, received, timeout), request
 
 
 def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
     """The answer of a version, and who gave it in what time."""
     timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
-    headers = (JSON, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
+    headers = (*request.content, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
     return Response(200, reply.payload, headers)
+
+
+def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
+    """The same as bytes, with all headers: what `answered`, `complete_headers` and uvicorn would write."""
+    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
+    identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
+    content = JSON_LINE if request.content is PLAIN else b"".join([LINE % header for header in request.content])
+    return WRITTEN % (content, reply.version.encode(), timing, len(reply.payload), identity, closing, reply.payload)
 
 
 def complete_headers(response: Response, head: Head, *, close: bool) -> list[tuple[bytes, bytes]]:
@@ -324,4 +337,4 @@ def _is_predict(path: str) -> bool:
     return path.startswith("/v1/models/") and path.endswith(":predict")
 
 
-__all__ = ["Exchange", "Http", "Response", "answered", "complete_headers", "error_response", "question"]
+__all__ = ["Exchange", "Http", "Response", "answered", "complete_headers", "error_response", "question", "written"]

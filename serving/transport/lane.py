@@ -20,7 +20,7 @@ from serving.dataplane import DataPlane
 from serving.errors import ServingError
 from serving.flight import Flight
 from serving.transport.head import Head
-from serving.transport.http import LINGER_SECONDS, Response, answered, complete_headers, error_response, question
+from serving.transport.http import LINGER_SECONDS, Response, complete_headers, error_response, question, written
 from serving.transport.protocol import Protocol, render
 from serving.transport.routes import Target, target_of
 from serving.transport.v1 import V1Request
@@ -110,10 +110,17 @@ class Inference(Head):
 
     def _done(self, request: V1Request | V2Request, result: Reply[bytes] | Exception) -> None:
         self._flight = None
-        self._respond(error_response(result) if isinstance(result, Exception) else answered(result, request))
+        if isinstance(result, Exception):
+            self._respond(error_response(result))
+        elif not self.disconnected:
+            self.response_started = True
+            if self._protocol.plane.draining:
+                self.keep_alive = False
+            self._protocol.transport.write(written(result, request, self, close=not self.keep_alive))
+            self._finish()
 
     def _respond(self, response: Response) -> None:
-        """Writes the answer. A client that still sends is listened to for a while: closing would cut the answer off."""
+        """Writes an error. A client that still sends is listened to for a while: closing would cut the answer off."""
         if self.disconnected:
             return
         self.response_started = True

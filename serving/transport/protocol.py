@@ -8,7 +8,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.transport.http import CLOSE, JSON, LINGER_SECONDS
+from serving.transport.head import JSON
+from serving.transport.http import CLOSE, LINE, LINGER_SECONDS
 from serving.transport.v1 import dumps
 
 LARGEST_HEAD = 65536
@@ -137,4 +138,4 @@ class Protocol(HttpToolsProtocol):
 
 def render(status: int, headers: Any, body: bytes) -> bytes:
     """An answer as it goes over the wire."""
-    return b"".join([STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers], b"\r\n", body])
+    return b"".join([STATUS_LINE[status], *[LINE % header for header in headers], b"\r\n", body])
