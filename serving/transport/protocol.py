@@ -110,7 +110,7 @@ class Protocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Every due is set at least one period ahead, so that this never rings too late."""
         left = self._due - self.loop.time()
-        if left <= 0 and self._reading and self.flow.read_paused:
+        if left <= 0 and self._reading and self.flow.read_paused and not self.flow.write_paused:
             self._due, left = self.loop.time() + self._read_seconds, self._period  # it is us who do not read
         if left <= 0:
             self._late()
