@@ -115,7 +115,8 @@ def _arguments() -> argparse.Namespace:
 def save_model(folder: Path) -> None:
     """The demonstration's pipeline, as MLflow saves it: ten doubles in, a class out."""
     histories = simulate(120, 20)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.5)).fit(histories.x, histories.y)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.5))
+    pipeline.fit(histories.x.to_numpy(), histories.y)  # a frame's names would cost the others a warning per request
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.sklearn.save_model(
