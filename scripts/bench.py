@@ -204,7 +204,7 @@ def measure(
 
 def run_wrk(server: Running, clients: int, seconds: int, script: Path, core: str) -> Figure:
     """One closed loop of wrk. Exits if a single answer was no 2xx."""
-    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-s", str(script),
+    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script),
                f"http://127.0.0.1:{server.port}{PREDICT}"]  # fmt: skip
     before = server.cpu_seconds()
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

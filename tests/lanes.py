@@ -111,7 +111,8 @@ async def listening(
     runtime = Echo()
     batching = BatchingLimits(**{"inline_below_ms": 1e9 if inline else 0.0, **limits})
     manager = ModelManager("echo", "models:/echo/1", _Loader(runtime, batching), Recorder(metrics))
-    plane = DataPlane(Fleet({"echo": Seat(manager, None)}, None, 30.0, lambda: 0), metrics)  # type: ignore[arg-type]
+    seats = {"echo": Seat(manager, None)}  # type: ignore[arg-type]  # nobody polls
+    plane = DataPlane(Fleet(seats, None, 30.0, lambda: 0, None), metrics)  # type: ignore[arg-type]  # nor looks for others
     made = Listening(runtime, manager, plane, metrics)
     http = Http(plane, metrics, _nothing, LIMIT, metrics.exposition)
     config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)

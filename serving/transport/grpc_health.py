@@ -48,8 +48,9 @@ class Health(HealthServicer):  # type: ignore[misc]  # generated code without ty
             ready = True
         elif service in ("", self._service):
             ready = self._plane.ready
-        elif service in self._plane.managers:
-            ready = self._plane.managers[service].current is not None and not self._plane.draining
+        elif service in self._plane.names:
+            managers = (m for m in self._plane.managers if m.name == service)
+            ready = not self._plane.draining and any(m.current is not None for m in managers)
         else:
             return int(_Status.SERVICE_UNKNOWN)
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)
