@@ -1,6 +1,6 @@
 # An index of commands; each works without make.
 .DEFAULT_GOAL := help
-.PHONY: slow soak many help setup quickstart test unit lint format types imports serve clean
+.PHONY: lane bench slow soak many help setup quickstart test unit lint format types imports serve clean
 
 PYTHON := .venv/bin/python
 
@@ -27,6 +27,12 @@ many: ## thirty models under a budget for ten, a minute of random traffic; print
 
 slow: ## all long tests: crashes and hangs, models on demand, the soak, the image's install steps (half an hour, network)
 	$(PYTHON) -m pytest -m slow
+
+lane: ## two hundred thousand mixed, partly abandoned requests: nobody is answered with another's rows
+	$(PYTHON) -m pytest -m slow tests/serving/test_lane.py
+
+bench: ## the request path beside KServe's SDK and a bare protocol; needs wrk and two cores
+	$(PYTHON) -m scripts.bench
 
 lint: ## ruff: rules and format
 	$(PYTHON) -m ruff check .

@@ -115,7 +115,8 @@ def _arguments() -> argparse.Namespace:
 def save_model(folder: Path) -> None:
     """The demonstration's pipeline, as MLflow saves it: ten doubles in, a class out."""
     histories = simulate(120, 20)
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.5)).fit(histories.x, histories.y)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.5))
+    pipeline.fit(histories.x.to_numpy(), histories.y)  # a frame's names would cost the others a warning per request
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.sklearn.save_model(
@@ -203,7 +204,7 @@ def measure(
 
 def run_wrk(server: Running, clients: int, seconds: int, script: Path, core: str) -> Figure:
     """One closed loop of wrk. Exits if a single answer was no 2xx."""
-    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-s", str(script),
+    command = ["taskset", "-c", core, "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", str(script),
                f"http://127.0.0.1:{server.port}{PREDICT}"]  # fmt: skip
     before = server.cpu_seconds()
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

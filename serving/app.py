@@ -233,7 +233,9 @@ def _cache_folder(settings: Settings) -> Path:
 
 def _address(settings: Settings) -> Address:
     s = settings.server
-    return Address(s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes)
+    return Address(
+        s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes, s.read_seconds, s.lane
+    )
 
 
 def _scrape(metrics: Metrics, fleet: Fleet) -> bytes:

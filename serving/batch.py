@@ -59,8 +59,8 @@ def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Except
     """One call for all; if it raises, each half on its own, so that a poison row fails alone (about 2·log2 calls)."""
     rows = sum(s.stop - s.start for s in slices)
     want = Want.NONE
-    for piece in slices:
-        want |= piece.item.want
+    for wish in {piece.item.want for piece in slices}:  # a handful of different ones: joining flags is dear
+        want |= wish
     try:
         outputs = runtime.predict(_merge(slices), rows, want)
         if outputs.rows != rows or not outputs.consistent():

@@ -55,9 +55,8 @@ class Answer:
     @property
     def predictions(self) -> np.ndarray:
         """The array that the answer calls `predictions`."""
-        chosen = {"probabilities": self.outputs.probabilities, "raw": self.outputs.raw}.get(
-            self.output, self.outputs.labels
-        )
+        outputs = self.outputs
+        chosen = {"probabilities": outputs.probabilities, "raw": outputs.raw}.get(self.output, outputs.labels)
         assert chosen is not None
         return chosen
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from serving.dataplane import DataPlane
 
 _clock = time.perf_counter
+_AUTO = Want.LABELS | Want.PROBABILITIES
+_WANT = {"auto": Want.LABELS, "labels": Want.LABELS, "probabilities": Want.PROBABILITIES, "raw": Want.RAW}
 
 
 class Flight(Generic[Out]):
@@ -175,12 +177,11 @@ def wanted(output: str, loaded: Loaded) -> Want:
     classifier = loaded.runtime.classes is not None
     if output == "probabilities" and not classifier:
         raise BadRequest("This model has no probabilities: it is no classifier.")
-    if output == "auto":
-        return Want.LABELS | Want.PROBABILITIES if classifier else Want.LABELS
-    return {"labels": Want.LABELS, "probabilities": Want.PROBABILITIES, "raw": Want.RAW}[output]
+    return _AUTO if output == "auto" and classifier else _WANT[output]
 
 
 def _deadline(call: Call, loaded: Loaded) -> float | None:
-    own = loaded.configuration.timeout
-    seconds = min((t for t in (own, call.timeout) if t is not None), default=None)
+    seconds, wish = loaded.configuration.timeout, call.timeout
+    if seconds is None or (wish is not None and wish < seconds):
+        seconds = wish
     return None if seconds is None else call.received + seconds

@@ -13,7 +13,8 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import grpc
 import uvicorn
@@ -21,7 +22,6 @@ from fastapi import FastAPI, Request, Response
 from kserve import ModelServer
 from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from features.errors import FeatureError
 from registry.errors import RegistryError
@@ -30,15 +30,16 @@ from serving.errors import NotReady, ServingError
 from serving.fleet import Fleet
 from serving.model import Repository
 from serving.transport.grpc import build_server
-from serving.transport.http import JSON, error_response
-from serving.transport.v1 import dumps
+from serving.transport.http import error_response
+from serving.transport.lane import LaneProtocol
+from serving.transport.protocol import Protocol
 
 log = logging.getLogger("headway.server")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and for how long to drain."""
+    """Where and how to listen, and for how long to drain."""
 
     host: str
     port: int
@@ -46,6 +47,8 @@ class Address:
     drain_delay_seconds: float
     drain_seconds: float
     max_message_bytes: int
+    read_seconds: float
+    lane: Literal["protocol", "asgi"]
 
 
 class PortInUse(OSError):
@@ -63,7 +66,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
             registered_models=Repository(plane),
             enable_latency_logging=False,
         )
-        self._address, self._plane, self._fleet = address, plane, fleet
+        self._address, self.plane, self._fleet = address, plane, fleet
         self._rest = _Rest(self, address, http)
         self._grpc: grpc.aio.Server | None = None
         self.exit_code = 0
@@ -94,7 +97,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
 
     async def _drain(self, rest: asyncio.Task[None]) -> None:
         """Readiness goes first, the port stays open for the delay, then what is in flight has the bound."""
-        self._plane.draining = True
+        self.plane.draining = True
         log.info("draining", extra={"delay_seconds": self._address.drain_delay_seconds})
         await asyncio.sleep(self._address.drain_delay_seconds)
         self._rest.close()
@@ -103,18 +106,18 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         # The bound fails what is left with a status of the contract; the transports get a moment more to say so.
         await asyncio.gather(rest, self._grpc.stop(self._address.drain_seconds + 2), return_exceptions=True)
         bound.cancel()
-        self._plane.close()
+        self.plane.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
 
     def _listen_grpc(self) -> grpc.aio.Server:
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
-        return build_server(self._plane, f"{host}:{self._address.grpc_port}", self._address.max_message_bytes)
+        return build_server(self.plane, f"{host}:{self._address.grpc_port}", self._address.max_message_bytes)
 
     def _cut(self) -> None:
         log.warning(
             "drain bound passed; failing what is still in flight", extra={"seconds": self._address.drain_seconds}
         )
-        self._plane.close(NotReady("The server is shutting down."))
+        self.plane.close(NotReady("The server is shutting down."))
 
 
 class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
@@ -126,7 +129,7 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
             http,
             host=address.host,
             port=address.port,
-            http=_Protocol,
+            http=_protocol(server.plane, address),  # type: ignore[arg-type]  # it is called like the class it wraps
             ws="none",
             log_config=None,
             access_log=False,
@@ -149,21 +152,15 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
         self._server.should_exit = True
 
 
+def _protocol(plane: DataPlane, address: Address) -> Callable[..., Protocol]:
+    if address.lane == "asgi":
+        return partial(Protocol, address.read_seconds)
+    return partial(LaneProtocol, plane, address.max_message_bytes, address.read_seconds)
+
+
 async def _answer_error(request: Request, error: Exception) -> Response:
     answer = error_response(error)
     return Response(answer.body, answer.status, {k.decode(): v.decode() for k, v in answer.headers})
-
-
-class _Protocol(HttpToolsProtocol):
-    """Uvicorn's HTTP on httptools; what is no HTTP is answered in the shape of every other error."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Answers and closes; there is no request yet that the application could see."""
-        body = dumps({"error": "The request is not valid HTTP."})
-        length = str(len(body)).encode()
-        lines = [b"HTTP/1.1 400 Bad Request", b": ".join(JSON), b"content-length: " + length, b"connection: close"]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):

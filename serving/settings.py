@@ -81,6 +81,8 @@ class Server(_Group):
     port: int = Field(8080, ge=0, le=65535)
     grpc_port: int = Field(8081, ge=0, le=65535)
     max_body_bytes: int = Field(16_777_216, ge=1)
+    read_seconds: float = Field(60.0, gt=0)
+    lane: Literal["protocol", "asgi"] = "protocol"
     drain_delay_seconds: float = Field(0.0, ge=0)
     drain_seconds: float = Field(25.0, ge=0)
     load_seconds: float = Field(600.0, gt=0)

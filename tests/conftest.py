@@ -52,6 +52,12 @@ def shared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server
 
 
+@pytest.fixture(scope="module", params=["protocol", "asgi"])
+def lane(request: pytest.FixtureRequest) -> str:
+    """Each way of an inference request over HTTP, for tests that hold on both: a value of `server.lane`."""
+    return str(request.param)
+
+
 @pytest.fixture
 def headway(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers as processes; whatever still runs at the end is killed."""

@@ -19,7 +19,9 @@ SECRET = -4711.25
 
 
 @pytest.fixture(scope="module")
-def server(serve: Callable[..., Server], shared: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Server:
+def server(
+    serve: Callable[..., Server], shared: MlflowServer, tmp_path_factory: pytest.TempPathFactory, lane: str
+) -> Server:
     """One registered model under three names, and two names that never get READY."""
     register(shared.uri, "puppet", puppet(), columns(("ms", "double")))
     tight = {"max_queue": 10, "high_watermark": 0.5, "max_rows": 1}
@@ -33,7 +35,7 @@ def server(serve: Callable[..., Server], shared: MlflowServer, tmp_path_factory:
     config = {"models": models, "defaults": {"allow_code": True, "batching": {"inline_below_ms": 0}}}
     file = tmp_path_factory.mktemp("config") / "headway.yaml"
     file.write_text(json.dumps(config))
-    server = serve("--config", str(file), MLFLOW_TRACKING_URI=shared.uri)
+    server = serve("--config", str(file), MLFLOW_TRACKING_URI=shared.uri, HEADWAY_SERVER__LANE=lane)
     server.until_ready()
     return server
 

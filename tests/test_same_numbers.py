@@ -28,7 +28,7 @@ def tracking_uri(trained: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server(trained: Path, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(trained: Path, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory, lane: str) -> Iterator[Server]:
     """One server with every kind of model: a pipeline, a forest, a network, as `v1`, `v2`, `v3`."""
     home = tmp_path_factory.mktemp("same")
     models = [{"name": f"v{v}", "uri": f"models:/predictive_maintenance/{v}", "timeout_ms": 0} for v in VERSIONS]
@@ -36,7 +36,11 @@ def server(trained: Path, tracking_uri: str, tmp_path_factory: pytest.TempPathFa
         yaml.safe_dump({"features": {"repo_path": str(trained / "feast")}, "models": models})
     )
     server = start_headway(
-        home / "headway.log", "--config", str(home / "headway.yaml"), MLFLOW_TRACKING_URI=tracking_uri
+        home / "headway.log",
+        "--config",
+        str(home / "headway.yaml"),
+        MLFLOW_TRACKING_URI=tracking_uri,
+        HEADWAY_SERVER__LANE=lane,
     )
     server.until_ready(90)
     yield server

@@ -19,7 +19,7 @@ class Want(Flag):
     RAW = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outputs:
     """What a runtime answered for `rows` rows. Every array has `rows` as its first dimension, or is None."""
 

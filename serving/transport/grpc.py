@@ -5,7 +5,6 @@ KServe's servicer drops versions and deadlines, answers UNKNOWN for a model that
 
 from __future__ import annotations
 
-import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -15,6 +14,10 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection import enable_server_reflection
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceServicer
 
@@ -27,6 +30,8 @@ from serving.runtimes.base import datatype_of
 from serving.schema import shown
 from serving.status import is_ready, metadata, server_metadata
 from serving.tensors import NUMPY, Given, check_given, decode_tensors
+from serving.transport.grpc_health import Health
+from serving.transport.raw import as_bytes, from_raw, to_raw
 from serving.transport.v1 import parse_parameters
 from serving.transport.v2 import check_outputs, output_tensors
 
@@ -84,15 +89,8 @@ def _typed(datatype: str) -> str:
 
 
 def _values(array: np.ndarray) -> list[Any]:
-    values: list[Any] = array.ravel().tolist()
-    return values if array.dtype.kind in "fiub" else [str(v).encode() for v in values]
-
-
-def to_raw(array: np.ndarray) -> bytes:
-    """Row-major little-endian bytes; BYTES elements each with a 4-byte length."""
-    if array.dtype.kind in "fiub":
-        return np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-    return b"".join(struct.pack("<I", len(v)) + v for v in _values(array))
+    values: list[Any] = array.ravel().tolist() if array.dtype.kind in "fiub" else as_bytes(array)
+    return values
 
 
 def _parameter(parameter: Any) -> Any:
@@ -113,7 +111,7 @@ def _given(tensor: Any, raw: bytes | None) -> Given:
         raise BadRequest(f"Tensor {shown(name)!r} has both contents and raw contents.")
     if datatype not in _CONTENTS and not (datatype == "FP16" and raw is not None):
         raise BadRequest(f"Tensor {shown(name)!r} has an unknown datatype.")
-    flat = _from_raw(name, datatype, raw) if raw is not None else _from_contents(name, datatype, tensor.contents)
+    flat = from_raw(name, datatype, raw) if raw is not None else _from_contents(name, datatype, tensor.contents)
     return check_given(Given(name, datatype, tuple(tensor.shape), flat))
 
 
@@ -125,28 +123,6 @@ def _from_contents(name: str, datatype: str, contents: Any) -> list[Any] | np.nd
         return np.array(values, dtype=NUMPY[datatype])
     except OverflowError:
         raise BadRequest(f"Tensor {shown(name)!r} has values that are no {datatype}.") from None
-
-
-def _from_raw(name: str, datatype: str, raw: bytes) -> list[Any] | np.ndarray:
-    if datatype == "BYTES":
-        return _split_bytes(name, raw)
-    dtype = NUMPY[datatype]
-    if len(raw) % dtype.itemsize:
-        raise BadRequest(f"Tensor {shown(name)!r} has raw contents that are no whole number of {datatype}.")
-    if datatype == "BOOL" and raw.strip(b"\x00\x01"):
-        raise BadRequest(f"Tensor {shown(name)!r} has raw contents that are no BOOL.")
-    return np.frombuffer(raw, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False)
-
-
-def _split_bytes(name: str, raw: bytes) -> list[bytes]:
-    values, at = [], 0
-    while at < len(raw):
-        size = int.from_bytes(raw[at : at + 4], "little")
-        if at + 4 + size > len(raw):
-            raise BadRequest(f"Tensor {shown(name)!r} has raw contents that end within an element.")
-        values.append(raw[at + 4 : at + 4 + size])
-        at += 4 + size
-    return values
 
 
 class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated code without types
@@ -262,5 +238,8 @@ def build_server(plane: DataPlane, address: str, max_message_bytes: int) -> grpc
         ]
     )
     server.add_generic_rpc_handlers((_handlers(Servicer(plane)),))
+    service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+    add_HealthServicer_to_server(Health(plane, service), server)
+    enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     server.add_insecure_port(address)
     return server

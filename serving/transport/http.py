@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -19,7 +18,6 @@ from serving.calls import STAGES, Call, Reply
 from serving.dataplane import DataPlane
 from serving.errors import (
     BadRequest,
-    BodyTooLarge,
     MethodNotAllowed,
     NotFound,
     NotLoadedYet,
@@ -27,11 +25,12 @@ from serving.errors import (
     QueueFull,
     RateLimited,
     ServingError,
-    UnsupportedMediaType,
     outcome_of,
     public_text,
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
+from serving.transport.head import JSON, PLAIN, Head
+from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, Target, target_of_path
 from serving.transport.v1 import V1Request, dumps, parse_object
 from serving.transport.v2 import V2Request
 
@@ -40,10 +39,15 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-JSON = (b"content-type", b"application/json")
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+CLOSE = (b"connection", b"close")
 TIMING = b", ".join(stage.encode() + b";dur=%.3f" for stage in STAGES)
-LONGEST_ID = 128
+LINE = b"%b: %b\r\n"
+JSON_LINE = LINE % JSON
+WRITTEN = (
+    b"HTTP/1.1 200 OK\r\n%bx-model-version: %b\r\nserver-timing: %b\r\n"
+    b"content-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
+)
 LINGER_SECONDS = 5.0
 
 
@@ -56,40 +60,47 @@ class Response:
         self.status, self.body, self.headers = status, body, list(headers)
 
 
-class Exchange:
+class ClientGone(Exception):
+    """The client hung up: there is nobody to answer."""
+
+
+class Exchange(Head):
     """One HTTP request: its route's parts, its headers, and its body, read once and bounded."""
 
     def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        super().__init__(dict(scope["headers"]), limit)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self._receive, self._limit, self._limited_by = receive, limit, "server.max_body_bytes"
+        self._receive = receive
         self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
-        given = self.headers.get(b"x-request-id", b"").decode("latin-1")
-        self.request_id = given if 0 < len(given) <= LONGEST_ID and given.isprintable() else uuid.uuid4().hex
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. Raises BodyTooLarge as soon as it is known to be too long; a route may take less."""
-        if limit is not None and limit < self._limit:
-            self._limit, self._limited_by = limit, "this route takes"
-        length = self.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:19]) > self._limit:
-            raise BodyTooLarge(self._too_large())
+        if limit is not None and limit < self.limit:
+            self.limit, self.limited_by = limit, "this route takes"
+        self.check_length()
         body = await self._next()
-        if not self._unread and len(body) <= self._limit:
+        if not self._unread and len(body) <= self.limit:
             return body
         chunks, size = [body], len(body)
-        while size <= self._limit and self._unread:
+        while size <= self.limit and self._unread:
             chunks.append(await self._next())
             size += len(chunks[-1])
-        if size > self._limit:
-            raise BodyTooLarge(self._too_large())
+        if size > self.limit:
+            raise self.too_large()
         return b"".join(chunks)
 
     async def _next(self) -> bytes:
         message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
         self._unread = message.get("more_body", False)
         return bytes(message.get("body", b""))
+
+    async def gone(self) -> None:
+        """Returns when the client has hung up, after its whole body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
     @property
     def lingers(self) -> bool:
@@ -103,31 +114,10 @@ class Exchange:
 
     async def discard(self) -> None:
         """Reads and drops the rest of the body: closing on bytes that nobody read would cut the answer off."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ClientGone):
             async with asyncio.timeout(LINGER_SECONDS):
                 while self._unread:
                     await self._next()
-
-    def _too_large(self) -> str:
-        return f"The body is longer than {self._limited_by} ({self._limit})."
-
-    def check_media_type(self) -> None:
-        """Raises UnsupportedMediaType unless the content type is absent, JSON or octet-stream."""
-        given = self.headers.get(b"content-type", b"")
-        media = given.split(b";", 1)[0].strip().lower()
-        if media and media not in (b"application/json", b"application/octet-stream"):
-            raise UnsupportedMediaType("The content type must be application/json.")
-        if b"inference-header-content-length" in self.headers:
-            raise NotOffered("Binary tensors are not offered yet; send the tensors as JSON, or over gRPC.")
-
-    def timeout(self) -> float | None:
-        """The client's own deadline in seconds, from `x-request-timeout-ms`."""
-        text = self.headers.get(b"x-request-timeout-ms")
-        if text is None:
-            return None
-        if not text.isdigit() or int(text[:12]) == 0:
-            raise BadRequest("The header x-request-timeout-ms must be a positive number of milliseconds.")
-        return int(text[:12]) / 1000
 
 
 Handler = Callable[[Exchange, dict[str, str]], Awaitable[Response]]
@@ -157,10 +147,11 @@ class Http:
             return
         exchange = Exchange(scope, receive, self._limit)
         request_id.set(exchange.request_id)
-        if _is_cloud_event(scope):
-            await self._cloud_event(exchange, scope, send)
-        else:
-            await self._send(await self._respond(exchange), exchange, send)
+        with contextlib.suppress(ClientGone):
+            if exchange.method == "POST" and exchange.is_cloud_event and _is_predict(exchange.path):
+                await self._cloud_event(exchange, scope, send)
+            else:
+                await self._send(await self._respond(exchange), exchange, send)
 
     async def _cloud_event(self, exchange: Exchange, scope: Scope, send: Send) -> None:
         """KServe's app answers, from a body that was read within the limit."""
@@ -181,6 +172,8 @@ class Http:
         try:
             handler, parts = self._route(exchange.method, exchange.path)
             return await handler(exchange, parts)
+        except ClientGone:
+            raise
         except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer
             return error_response(error)
 
@@ -200,13 +193,8 @@ class Http:
         raise NotFound("There is no such route; see docs/api.md for all of them.")
 
     async def _send(self, response: Response, exchange: Exchange, send: Send) -> None:
-        headers = [
-            *response.headers,
-            (b"content-length", str(len(response.body)).encode()),
-            (b"x-request-id", exchange.request_id.encode("latin-1", "replace")),
-        ]
-        if self._plane.draining or exchange.waits:
-            headers.append((b"connection", b"close"))
+        close = self._plane.draining or exchange.waits
+        headers = complete_headers(response, exchange, close=close)
         body, lingers = b"" if exchange.method == "HEAD" else response.body, exchange.lingers
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": lingers})
@@ -215,45 +203,43 @@ class Http:
             await send({"type": "http.response.body"})
 
     def _table(self, webhook: Handler | None) -> list[tuple[str, re.Pattern[str], Handler]]:
-        model = "(?P<model>[^/:]+)"
-        versioned = f"{model}(?:/versions/(?P<version>[^/:]+))?"
         routes: list[tuple[str, str, Handler]] = [
-            ("POST", f"/v1/models/{versioned}:predict", self._predict),
-            ("POST", f"/v1/models/{model}/labels/(?P<label>[^/:]+):predict", self._predict),
-            ("POST", f"/v1/models/{versioned}:explain", self._explain),
-            ("POST", f"/v1/models/{model}/labels/(?P<label>[^/:]+):explain", self._explain),
+            ("POST", PREDICT, self._infer),
+            ("POST", INFER, self._infer),
+            ("POST", f"/v1/models/{VERSIONED}:explain", self._explain),
+            ("POST", f"/v1/models/{LABELLED}:explain", self._explain),
             ("GET", "/|/health|/health/live", _constant({"status": "alive"})),
             ("GET", "/v2/health/live", _constant({"live": True})),
             ("GET", "/ready|/health/ready|/v2/health/ready", self._ready),
             ("GET", "/metrics", self._show_metrics),
             ("GET", "/v1/models", self._models),
-            ("GET", f"/v1/models/{model}", self._model),
+            ("GET", f"/v1/models/{MODEL}", self._model),
             ("GET", "/v2/?", self._server),
-            ("GET", f"/v2/models/{versioned}", self._metadata),
-            ("GET", f"/v2/models/{versioned}/ready", self._model_ready),
+            ("GET", f"/v2/models/{VERSIONED}", self._metadata),
+            ("GET", f"/v2/models/{VERSIONED}/ready", self._model_ready),
             ("POST", "/v2/repository/index", self._index),
-            ("POST", f"/v2/models/{versioned}/infer", self._infer),
-            ("POST", f"/v2/repository/models/{model}/(?P<what>load|unload)", self._repository),
+            ("POST", f"/v2/repository/models/{MODEL}/(?P<what>load|unload)", self._repository),
         ]
         if webhook is not None:
             routes.append(("POST", "/webhooks/mlflow", webhook))
         return [(verb, re.compile(pattern), handler) for verb, pattern, handler in routes]
 
-    async def _predict(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        exchange.check_media_type()
-        call, body = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call, V1Request(body)))
-
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        exchange.check_media_type()
-        call, body = await self._call(exchange, parts)
-        return _answered(await self._plane.infer(call, V2Request(body)))
-
-    async def _call(self, exchange: Exchange, parts: dict[str, str]) -> tuple[Call, bytes]:
-        body = await exchange.body()
-        received, timeout = time.monotonic(), exchange.timeout()
-        call = Call(parts["model"], parts.get("version"), parts.get("label"), exchange.request_id, received, timeout)
-        return call, body
+        """V1 and V2; a client that hangs up cancels its request."""
+        target = target_of_path(exchange.path)
+        assert target is not None
+        exchange.check_content()
+        call, request = question(target, exchange, await exchange.body())
+        asked = asyncio.ensure_future(self._plane.infer(call, request))
+        gone = asyncio.ensure_future(exchange.gone())
+        try:
+            await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise ClientGone
+            return answered(asked.result(), request)
+        finally:
+            asked.cancel()
+            gone.cancel()
 
     async def _explain(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         self._plane.manager(parts["model"])
@@ -304,10 +290,37 @@ def _constant(body: dict[str, Any]) -> Handler:
     return answer
 
 
-def _answered(reply: Reply[bytes]) -> Response:
-    timing = TIMING % tuple(1000 * seconds for seconds in reply.stages)
-    headers = (JSON, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
+def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request | V2Request]:
+    """What the data plane is asked by a request that has just been read. Raises BadRequest or BodyTooLarge."""
+    received, timeout = time.monotonic(), head.timeout()
+    body = head.unpacked(body)
+    request = V1Request(body) if target.v1 else V2Request(body, head.headers.get(b"inference-header-content-length"))
+    return Call(target.model, target.version, target.label, head.request_id, received, timeout), request
+
+
+def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
+    """The answer of a version, and who gave it in what time."""
+    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
+    headers = (*request.content, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
     return Response(200, reply.payload, headers)
+
+
+def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
+    """The same as bytes, with all headers: what `answered`, `complete_headers` and uvicorn would write."""
+    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
+    identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
+    content = JSON_LINE if request.content is PLAIN else b"".join([LINE % header for header in request.content])
+    return WRITTEN % (content, reply.version.encode(), timing, len(reply.payload), identity, closing, reply.payload)
+
+
+def complete_headers(response: Response, head: Head, *, close: bool) -> list[tuple[bytes, bytes]]:
+    """All headers of an answer."""
+    headers = [
+        *response.headers,
+        (b"content-length", b"%d" % len(response.body)),
+        (b"x-request-id", head.request_id.encode("latin-1")),
+    ]
+    return [*headers, CLOSE] if close else headers
 
 
 def error_response(error: Exception) -> Response:
@@ -320,18 +333,8 @@ def error_response(error: Exception) -> Response:
     return Response(outcome_of(error).http, dumps({"error": public_text(error)}), headers)
 
 
-def _is_cloud_event(scope: Scope) -> bool:
-    """Binary mode has `ce-specversion`; structured mode has its own media type. Both only on `:predict`."""
-    if (
-        scope["method"] != "POST"
-        or not scope["path"].startswith("/v1/models/")
-        or not scope["path"].endswith(":predict")
-    ):
-        return False
-    return any(
-        name == b"ce-specversion" or (name == b"content-type" and value.startswith(b"application/cloudevents+json"))
-        for name, value in scope["headers"]
-    )
+def _is_predict(path: str) -> bool:
+    return path.startswith("/v1/models/") and path.endswith(":predict")
 
 
-__all__ = ["Http", "error_response"]
+__all__ = ["Exchange", "Http", "Response", "answered", "complete_headers", "error_response", "question", "written"]

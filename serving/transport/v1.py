@@ -12,7 +12,9 @@ from serving.decoding import decode_instances
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import shown
+from serving.transport.head import PLAIN
 
+KEYS = {"instances", "parameters", "signature_name", "id"}
 OUTPUTS = ("auto", "labels", "probabilities", "raw")
 
 
@@ -45,6 +47,7 @@ class V1Request:
     """One V1 request. Its body is parsed when a version is there to check it, so that what fails is counted."""
 
     __slots__ = ("_body",)
+    content = PLAIN
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -54,9 +57,9 @@ class V1Request:
         document = parse_object(self._body)
         if "instances" not in document:
             raise BadRequest("The body must have 'instances', a list of rows.")
-        for key in document:
-            if key not in ("instances", "parameters", "signature_name", "id"):
-                raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
+        if not document.keys() <= KEYS:
+            key = min(document.keys() - KEYS)
+            raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
         output, per_instance = parse_parameters(document.get("parameters"))
         keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
         return Decoded(decode_instances(loaded.schema, document["instances"], keys), output, per_instance)
@@ -68,12 +71,11 @@ class V1Request:
 
 def to_document(answer: Answer) -> dict[str, Any]:
     """The answer as a document whose leaves may be arrays."""
-    body: dict[str, Any] = {"predictions": answer.predictions}
-    if answer.per_instance:
-        body["predictions"] = _per_instance(answer)
-    elif answer.probabilities is not None:
+    body: dict[str, Any] = {"predictions": _per_instance(answer) if answer.per_instance else answer.predictions}
+    if answer.probabilities is not None and not answer.per_instance:
         body["probabilities"] = answer.probabilities
-    return {**body, "model_name": answer.model, "model_version": answer.version.version}
+    body["model_name"], body["model_version"] = answer.model, answer.version.version
+    return body
 
 
 def _per_instance(answer: Answer) -> list[dict[str, Any]]:

@@ -1,19 +1,21 @@
-"""The Open Inference Protocol in JSON: tensors in, tensors out. What REST and gRPC share of V2 is here as well."""
+"""The Open Inference Protocol over HTTP: tensors in, tensors out. What REST and gRPC share of V2 is here as well."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from serving.calls import Answer, Decoded
 from serving.decoding import flatten
-from serving.errors import BadRequest, NotOffered
+from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.runtimes.base import datatype_of
 from serving.schema import shown
 from serving.tensors import Given, check_given, decode_tensors
+from serving.transport.head import OCTETS, PLAIN
+from serving.transport.raw import from_raw, to_raw
 from serving.transport.v1 import dumps, parse_object, parse_parameters
 
 
@@ -46,62 +48,120 @@ def plain(array: np.ndarray) -> np.ndarray:
 
 
 class V2Request:
-    """One V2 request in JSON."""
+    """One V2 request: JSON, or JSON of `json_length` bytes and binary tensors behind it."""
 
-    __slots__ = ("_body", "_chosen", "_id")
+    __slots__ = ("_binary", "_body", "_chosen", "_id", "_json_length", "content")
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
+    def __init__(self, body: bytes, json_length: bytes | None = None) -> None:
+        self._body, self._json_length = body, json_length
         self._id: str | None = None
         self._chosen: tuple[str, ...] = ()
+        self._binary: Callable[[str], bool] = _never
+        #: the headers that say what the answer is, once it is encoded
+        self.content: tuple[tuple[bytes, bytes], ...] = PLAIN
 
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors and parameters, checked against the version's schema."""
-        document = parse_object(self._body)
+        document, tail = self._parts()
         self._id = document.get("id")
         if not isinstance(self._id, str | None):
             raise BadRequest("'id' must be a string.")
-        output, per_instance = parse_parameters(document.get("parameters"))
+        parameters = document.get("parameters")
+        output, per_instance = parse_parameters(parameters)
         inputs = document.get("inputs")
         if not isinstance(inputs, list):
             raise BadRequest("The body must have 'inputs', a list of tensors.")
-        self._chosen = check_outputs(_output_names(document.get("outputs")), loaded, output)
+        outputs = _outputs(document.get("outputs"))
+        self._chosen = check_outputs([o["name"] for o in outputs], loaded, output)
+        self._binary = _binary_outputs(parameters or {}, outputs)
+        given = [_given(t, tail) for t in inputs]
+        if tail.left:
+            raise BadRequest("There are more bytes behind the JSON than the binary tensors take.")
         keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_tensors(loaded.schema, [_given(t) for t in inputs], keys), output, per_instance)
+        return Decoded(decode_tensors(loaded.schema, given, keys), output, per_instance)
+
+    def _parts(self) -> tuple[dict[str, Any], _Tail]:
+        if self._json_length is None:
+            return parse_object(self._body), _Tail(memoryview(b""))
+        if not self._json_length.isdigit() or int(self._json_length[:19]) > len(self._body):
+            raise BadRequest("The header inference-header-content-length must be the length of the JSON in the body.")
+        length = int(self._json_length[:19])
+        return parse_object(self._body[:length]), _Tail(memoryview(self._body)[length:])
 
     def encode(self, answer: Answer) -> bytes:
-        """The answer as JSON; NaN and infinity become null."""
+        """The answer as JSON, in which NaN and infinity become null, and the tensors that were asked for in binary."""
         body: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version.version}
         if self._id is not None:
             body["id"] = self._id
-        body["outputs"] = [
-            {"name": name, "datatype": datatype_of(array), "shape": list(array.shape), "data": array.ravel()}
-            for name, array in output_tensors(answer, self._chosen)
-        ]
-        return dumps(body)
+        raw: list[bytes] = []
+        body["outputs"] = [self._output(name, array, raw) for name, array in output_tensors(answer, self._chosen)]
+        document = dumps(body)
+        if not raw:
+            return document
+        self.content = (OCTETS, (b"inference-header-content-length", b"%d" % len(document)))
+        return b"".join([document, *raw])
+
+    def _output(self, name: str, array: np.ndarray, raw: list[bytes]) -> dict[str, Any]:
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
+        if not self._binary(name):
+            return {**tensor, "data": array.ravel()}
+        raw.append(to_raw(array))
+        return {**tensor, "parameters": {"binary_data_size": len(raw[-1])}}
 
 
-def _output_names(outputs: Any) -> list[str]:
+class _Tail:
+    """The bytes behind the JSON, taken from the front."""
+
+    def __init__(self, left: memoryview) -> None:
+        self.left = left
+
+    def take(self, name: str, size: Any) -> memoryview:
+        """The next `size` bytes. Raises BadRequest if that is no size, or more than there are."""
+        if type(size) is not int or not 0 <= size <= len(self.left):
+            raise BadRequest(f"Tensor {shown(name)!r} has a 'binary_data_size' that the body does not have.")
+        taken, self.left = self.left[:size], self.left[size:]
+        return taken
+
+
+def _never(name: str) -> bool:
+    return False
+
+
+def _binary_outputs(parameters: dict[str, Any], outputs: list[dict[str, Any]]) -> Callable[[str], bool]:
+    """Which outputs are wanted in binary: all, or what the request says of each."""
+    default = parameters.get("binary_data_output") is True
+    own = {o["name"]: o.get("parameters", {}).get("binary_data", default) is True for o in outputs}
+    return lambda name: own.get(name, default)
+
+
+def _outputs(outputs: Any) -> list[dict[str, Any]]:
     if outputs is None:
         return []
-    if not isinstance(outputs, list) or not all(
-        isinstance(o, dict) and isinstance(o.get("name"), str) for o in outputs
-    ):
+    if not isinstance(outputs, list) or not all(map(_is_output, outputs)):
         raise BadRequest("'outputs' must be a list of objects with a 'name'.")
-    return [o["name"] for o in outputs]
+    return outputs
 
 
-def _given(tensor: Any) -> Given:
+def _is_output(output: Any) -> bool:
+    named = isinstance(output, dict) and isinstance(output.get("name"), str)
+    return named and isinstance(output.get("parameters", {}), dict)
+
+
+def _given(tensor: Any, tail: _Tail) -> Given:
     """One tensor of the JSON body. Raises BadRequest unless it has name, datatype, shape and data of the right types."""
     if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
         raise BadRequest("Every input must be an object with 'name', 'datatype', 'shape' and 'data'.")
     name, shape, data = tensor["name"], tensor.get("shape"), tensor.get("data")
-    if isinstance(tensor.get("parameters"), dict) and "binary_data_size" in tensor["parameters"]:
-        raise NotOffered("Binary tensors are not offered yet; send the tensors as JSON, or over gRPC.")
     if not isinstance(tensor.get("datatype"), str):
         raise BadRequest(f"Tensor {shown(name)!r} must have a 'datatype'.")
     if not isinstance(shape, list) or not all(type(n) is int for n in shape):
         raise BadRequest(f"Tensor {shown(name)!r} must have a 'shape', a list of integers.")
+    parameters = tensor.get("parameters")
+    if isinstance(parameters, dict) and "binary_data_size" in parameters:
+        if data is not None:
+            raise BadRequest(f"Tensor {shown(name)!r} has both 'data' and binary data.")
+        raw = from_raw(name, tensor["datatype"], tail.take(name, parameters["binary_data_size"]))
+        return check_given(Given(name, tensor["datatype"], tuple(shape), raw))
     if not isinstance(data, list):
         raise BadRequest(f"Tensor {shown(name)!r} must have 'data', a list.")
     flat, nested = flatten(data, name)

@@ -52,7 +52,7 @@ class Webhook:
     async def __call__(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         """Answers 200 with the outcome. Raises UntrustedDelivery, RateLimited, or what a malformed request is."""
         try:
-            exchange.check_media_type()
+            exchange.check_content()
             outcome = self.receive(exchange.headers, await exchange.body(LONGEST_BODY))
         except (ServingError, UntrustedDelivery) as error:
             known = {UntrustedDelivery: "refused", RateLimited: "flooded"}

@@ -10,14 +10,18 @@ from tests.models import columns, linear, register, skops
 from tests.servers import MlflowServer, Server, start_headway
 
 
-@pytest.fixture(scope="package")
-def server(shared: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serves the champion, which is version 1, and a regression whose answers may be infinite or NaN."""
+@pytest.fixture(scope="package", params=["protocol", "asgi"])
+def server(
+    request: pytest.FixtureRequest, shared: MlflowServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """On both lanes: serves the champion, which is version 1, and a regression whose answers may be infinite or NaN."""
     register(shared.uri, "steep", skops(linear(10.0, 10.0)), columns(("a", "double"), ("b", "double")))
     file = tmp_path_factory.mktemp("config") / "headway.yaml"
     models = [{"name": MODEL, "uri": f"models:/{MODEL}@champion"}, {"name": "steep", "uri": "models:/steep/1"}]
     file.write_text(json.dumps({"models": models}))
-    server = start_headway(file.parent / "log", "--config", str(file), MLFLOW_TRACKING_URI=shared.uri)
+    server = start_headway(
+        file.parent / "log", "--config", str(file), MLFLOW_TRACKING_URI=shared.uri, HEADWAY_SERVER__LANE=request.param
+    )
     server.until_ready()
     yield server
     server.kill()

@@ -1,0 +1,83 @@
+"""What the headers of a request say of it and of its body. Shared by both lanes."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import zlib
+from collections.abc import Mapping
+
+from serving.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
+
+JSON, OCTETS = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
+PLAIN = (JSON,)
+LONGEST_ID = 128
+_MEDIA = (b"application/json", b"application/octet-stream")
+_PROCESS, _COUNT = secrets.token_hex(8), itertools.count(secrets.randbits(32))
+_GZIP = 16 + zlib.MAX_WBITS
+
+
+class Head:
+    """The headers of one request, by name in small letters; `limit` is of its body, in bytes."""
+
+    __slots__ = ("headers", "limit", "request_id")
+    limited_by = "server.max_body_bytes"
+
+    def __init__(self, headers: Mapping[bytes, bytes], limit: int) -> None:
+        self.headers, self.limit = headers, limit
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        self.request_id = (
+            given if given and len(given) <= LONGEST_ID and given.isprintable() else f"{_PROCESS}{next(_COUNT):016x}"
+        )
+
+    def check_content(self) -> None:
+        """Raises UnsupportedMediaType unless the body is JSON or binary tensors, gzipped or as it is."""
+        given = self.headers.get(b"content-type")
+        if given is not None and given != _MEDIA[0]:
+            media = given.split(b";", 1)[0].strip().lower()
+            if media and media not in _MEDIA:
+                raise UnsupportedMediaType("The content type must be application/json.")
+        coding = self.headers.get(b"content-encoding")
+        if coding is not None and coding.lower() not in (b"gzip", b"identity"):
+            raise UnsupportedMediaType("The content encoding must be gzip, or none.")
+
+    def check_length(self) -> None:
+        """Raises BodyTooLarge if the length that was announced is over the limit."""
+        length = self.headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:19]) > self.limit:
+            raise self.too_large()
+
+    def too_large(self) -> BodyTooLarge:
+        """The error of a body over the limit."""
+        return BodyTooLarge(f"The body is longer than {self.limited_by} ({self.limit}).")
+
+    def unpacked(self, body: bytes) -> bytes:
+        """The body without its gzip. Raises BodyTooLarge if that is over the limit, BadRequest if it is no gzip."""
+        if self.headers.get(b"content-encoding", b"").lower() != b"gzip":
+            return body
+        member = zlib.decompressobj(_GZIP)
+        try:
+            unpacked = member.decompress(body, self.limit + 1)
+        except zlib.error:
+            raise BadRequest("The body is not valid gzip.") from None
+        if len(unpacked) > self.limit:
+            raise self.too_large()
+        if not member.eof or member.unused_data:
+            raise BadRequest("The body is not one whole gzip.")
+        return unpacked
+
+    def timeout(self) -> float | None:
+        """The client's own deadline in seconds, from `x-request-timeout-ms`."""
+        text = self.headers.get(b"x-request-timeout-ms")
+        if text is None:
+            return None
+        if not text.isdigit() or int(text[:12]) == 0:
+            raise BadRequest("The header x-request-timeout-ms must be a positive number of milliseconds.")
+        return int(text[:12]) / 1000
+
+    @property
+    def is_cloud_event(self) -> bool:
+        """Binary mode has `ce-specversion`; structured mode has its own media type."""
+        headers = self.headers
+        media = headers.get(b"content-type", b"")
+        return b"ce-specversion" in headers or media.startswith(b"application/cloudevents+json")

@@ -1,0 +1,141 @@
+"""Uvicorn's HTTP/1.1 on httptools, with bounds on clients that are slow, and errors in the shape of all others."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from serving.transport.head import JSON
+from serving.transport.http import CLOSE, LINE, LINGER_SECONDS
+from serving.transport.v1 import dumps
+
+LARGEST_HEAD = 65536
+NO_HTTP = "The request is not valid HTTP."
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. `read_seconds` bounds how long a client takes to send a request, or to take its answer.
+
+    One timer per connection: it is never cancelled, and finds out when it rings what it should have waited for.
+    """
+
+    cycle: Any
+    pipeline: Any
+
+    def __init__(self, read_seconds: float, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._read_seconds = read_seconds
+        self._period = min(read_seconds, self.timeout_keep_alive, LINGER_SECONDS)
+        self._due = math.inf
+        self._reading = self._in_head = False
+        self._head_bytes = 0
+        self._watch: asyncio.TimerHandle | None = None
+        self.front: Any = None
+
+    # -- what the transport says ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client connected."""
+        super().connection_made(transport)
+        self._due = self.loop.time() + self.timeout_keep_alive
+        self._watch = self.loop.call_later(self._period, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, and with it everybody's interest in its requests."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self.pipeline.clear()
+        front, self.front = self.front, None
+        if front is not None and not front.response_complete:
+            front.disconnected = True
+            front.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in. A head that does not end is refused."""
+        was_in_head = self._in_head
+        super().data_received(data)
+        if was_in_head and self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > LARGEST_HEAD:
+                self.send_400_response(NO_HTTP)
+
+    # -- what the parser says -------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._begin()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """All of it is there."""
+        self._reading, self._due = False, math.inf
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer was written: the next request in line begins, or the connection idles."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        elif not self._reading:
+            self._due = self.loop.time() + self.timeout_keep_alive
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, and closes; there is no request yet that the application could see."""
+        self._refuse(400, NO_HTTP)
+
+    # -- clients that are slow ------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._reading = self._in_head = True
+        self._head_bytes = 0
+        self._due = self.loop.time() + self._read_seconds
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self.front = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _look(self) -> None:
+        """Every due is set at least one period ahead, so that this never rings too late."""
+        left = self._due - self.loop.time()
+        if left <= 0 and self._reading and self.flow.read_paused and not self.flow.write_paused:
+            self._due, left = self.loop.time() + self._read_seconds, self._period  # it is us who do not read
+        if left <= 0:
+            self._late()
+        else:
+            self._watch = self.loop.call_later(min(left, self._period), self._look)
+
+    def _late(self) -> None:
+        """The client took too long: to ask the next question, to ask it to the end, or to take its answer."""
+        cycle = self.cycle
+        idle = cycle is None or cycle.response_complete
+        unanswered = idle if self._in_head else self._reading and cycle is self.front and not cycle.response_started
+        if unanswered:
+            self._refuse(408, "The request did not arrive in time (server.read_seconds).")
+        elif idle and not self._reading:
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: int, text: str) -> None:
+        body = dumps({"error": text})
+        headers = (JSON, CLOSE, (b"content-length", b"%d" % len(body)))
+        self.transport.write(render(status, headers, body))
+        self.transport.close()
+
+
+def render(status: int, headers: Any, body: bytes) -> bytes:
+    """An answer as it goes over the wire."""
+    return b"".join([STATUS_LINE[status], *[LINE % header for header in headers], b"\r\n", body])

@@ -1,0 +1,188 @@
+"""One connection's code, without a process around it: both lanes over a real data plane, listening on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import threading
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import uvicorn
+from prometheus_client import CollectorRegistry
+from uvicorn.server import ServerState
+
+from monitoring.metrics import Metrics
+from registry.mlmodel import Column, Signature
+from registry.versions import ModelVersion
+from serving.app import Recorder
+from serving.batching import BatchingLimits
+from serving.configuration import Configuration
+from serving.dataplane import DataPlane
+from serving.errors import REASONS
+from serving.fleet import Fleet, Seat
+from serving.lifecycle import State
+from serving.loading import Loaded
+from serving.manager import ModelManager
+from serving.runtimes.base import Outputs, Want
+from serving.schema import compile_schema
+from serving.transport.http import Http
+from serving.transport.lane import LaneProtocol
+from serving.transport.protocol import Protocol
+
+LIMIT = 100_000
+PREDICT, INFER = "/v1/models/echo:predict", "/v2/models/echo/infer"
+
+
+class Echo:
+    """A runtime that answers each row with itself, remembers its rows, and waits while `gate` is closed."""
+
+    classes = None
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
+        """Rows `[n, 1]` as labels `[n]`."""
+        self.gate.wait(30)
+        column = arrays[0][:, 0].copy()
+        self.seen.extend(column.tolist())
+        return Outputs(rows, column)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Loader:
+    def __init__(self, runtime: Echo, limits: BatchingLimits) -> None:
+        self._runtime, self._limits = runtime, limits
+
+    def load(self, version: ModelVersion) -> Loaded:
+        signature = Signature(inputs=(Column("x", "double"),), outputs=())
+        return Loaded(self._runtime, compile_schema(signature), signature, Configuration(self._limits, None))
+
+
+class Listening:
+    """A lane that listens on `port`, and what is behind it."""
+
+    def __init__(self, runtime: Echo, manager: ModelManager, plane: DataPlane, metrics: Metrics) -> None:
+        self.runtime, self.manager, self.plane, self.metrics = runtime, manager, plane, metrics
+        self.state = ServerState()
+        self.port = 0
+
+    async def say(self, *pieces: bytes) -> bytes:
+        """Everything that is answered to these pieces, until the server closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        heard = b""
+        with contextlib.suppress(ConnectionError):  # it may close on bytes that it does not read
+            async with asyncio.timeout(30):
+                for piece in pieces:
+                    writer.write(piece)
+                    await asyncio.sleep(0)
+                while piece := await reader.read(65536):
+                    heard += piece
+        writer.close()
+        return heard
+
+    async def until(self, condition: Any) -> None:
+        """Waits until the condition holds."""
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    def failed(self, reason: str) -> float:
+        """How many requests of the model failed for this reason."""
+        labels = {"model_name": "echo", "model_version": "1", "error_type": reason}
+        return self.metrics._registry.get_sample_value("model_prediction_errors_total", labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    lane: str, *, read_seconds: float = 30.0, keep_alive: int = 30, inline: bool = True, **limits: Any
+) -> AsyncIterator[Listening]:
+    """A server of one model, `echo`, with one column of doubles."""
+    metrics = Metrics(CollectorRegistry(), REASONS, [s.value for s in State])
+    runtime = Echo()
+    batching = BatchingLimits(**{"inline_below_ms": 1e9 if inline else 0.0, **limits})
+    manager = ModelManager("echo", "models:/echo/1", _Loader(runtime, batching), Recorder(metrics))
+    seats = {"echo": Seat(manager, None)}  # type: ignore[arg-type]  # nobody polls
+    plane = DataPlane(Fleet(seats, None, 30.0, lambda: 0, None), metrics)  # type: ignore[arg-type]  # nor looks for others
+    made = Listening(runtime, manager, plane, metrics)
+    http = Http(plane, metrics, _nothing, LIMIT, metrics.exposition)
+    config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)
+    config.load()
+    first = (read_seconds,) if lane == "asgi" else (plane, LIMIT, read_seconds)
+    protocol = partial(Protocol if lane == "asgi" else LaneProtocol, *first)
+    loop = asyncio.get_running_loop()
+    running = loop.create_task(manager.run())
+    manager.aspire((ModelVersion("echo", "1"),))
+    server = await loop.create_server(
+        lambda: protocol(config=config, server_state=made.state, app_state={}), "127.0.0.1", 0
+    )
+    made.port = server.sockets[0].getsockname()[1]
+    await made.until(lambda: manager.current is not None)
+    runtime.seen.clear()  # of the warm-up
+    try:
+        yield made
+    finally:
+        runtime.gate.set()
+        server.close()
+        plane.close()
+        running.cancel()
+        await asyncio.gather(running, *made.state.tasks, return_exceptions=True)
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError("KServe's app answers CloudEvents only")
+
+
+def request(body: bytes = b"", *headers: str, path: str = PREDICT, method: str = "POST", close: bool = False) -> bytes:
+    """A request as it goes over the wire; the framing of the body is among the headers."""
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", *headers, *(["connection: close"] if close else [])]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def sized(body: bytes, *headers: str, **more: Any) -> bytes:
+    """A request framed by its length."""
+    return request(body, f"content-length: {len(body)}", *headers, **more)
+
+
+def chunked(body: bytes, size: int, *headers: str, **more: Any) -> bytes:
+    """A request in chunks of at most `size` bytes."""
+    pieces = [body[i : i + size] for i in range(0, len(body), size)]
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
+    return request(framed, "transfer-encoding: chunked", *headers, **more)
+
+
+def zipped(body: bytes, *headers: str, **more: Any) -> bytes:
+    """A request with a gzipped body."""
+    return sized(gzip.compress(body), "content-encoding: gzip", *headers, **more)
+
+
+def rows(*values: float) -> bytes:
+    """A V1 body."""
+    return json.dumps({"instances": [[v] for v in values]}).encode()
+
+
+def answers(heard: bytes) -> list[tuple[int, dict[str, str], bytes]]:
+    """Status, headers and body of each answer in a stream."""
+    found = []
+    while heard:
+        head, _, rest = heard.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines)}
+        length = int(headers.get("content-length", 0))
+        found.append((int(first.split()[1]), headers, rest[:length]))
+        heard = rest[length:]
+    return found
+
+
+def predictions(heard: bytes) -> list[Any]:
+    """What each answer of a stream predicts; the status where it is an error."""
+    return [json.loads(body)["predictions"] if status == 200 else status for status, _, body in answers(heard)]
