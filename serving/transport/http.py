@@ -306,7 +306,9 @@ def _constant(body: dict[str, Any]) -> Handler:
 
 def _answered(reply: Reply[bytes]) -> Response:
     timing = TIMING % tuple(1000 * seconds for seconds in reply.stages)
-    headers = (JSON, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
+    headers = [JSON, (b"x-model-version", reply.version.encode()), (b"server-timing", timing)]
+    if reply.features:
+        headers.append((b"x-headway-features", reply.features.encode()))
     return Response(200, reply.payload, headers)
 
 

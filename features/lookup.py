@@ -1,0 +1,296 @@
+"""The lookup of one version: prepared when it is loaded, then called once per request with what the request left open."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from features.blocks import Block
+from features.coalescing import Coalescer, Found, Store
+from features.errors import FeaturesUnavailable
+from features.on_demand import compute
+from features.policies import Policy, Target, policy_for
+from features.readers import Entity
+from features.service import OnDemand, Service, View
+from features.settling import Event, Feature, Memory, settle
+from features.values import check_key, to_column
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request left open: the columns `names` for `rows` rows, by `keys` (join keys and inputs, one value per row).
+
+    `wanted` marks the rows `[n]` that want a column, where not all do; `given` holds what the request brought itself.
+    The answer is due within `seconds`.
+    """
+
+    names: tuple[str, ...]
+    rows: int
+    keys: Mapping[str, Sequence[Any]]
+    seconds: float
+    wanted: Mapping[str, np.ndarray] = field(default_factory=dict)
+    given: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Columns `[n]` by name, and what policies had to do for them."""
+
+    columns: Mapping[str, np.ndarray]
+    events: Sequence[Event] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a set of columns takes: views to read, stored columns, and on-demand views with their outputs."""
+
+    views: tuple[View, ...]
+    stored: tuple[tuple[str, View, str], ...]
+    computed: tuple[tuple[OnDemand, tuple[tuple[str, str], ...]], ...]
+    clean: bool
+
+
+class FeastLookup:
+    """Completes rows from one feature service. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        service: Service,
+        columns: Mapping[str, tuple[str, bool]],
+        layers: Sequence[Mapping[str, Any]],
+        threads: Executor,
+    ) -> None:
+        """`columns` are the signature's: MLflow type, and whether it is required. Raises InvalidFeatures."""
+        self._service, self._types, self._threads = (
+            service,
+            {name: type for name, (type, _) in columns.items()},
+            threads,
+        )
+        self._timeout = store.timeout_seconds
+        self._coalescer = Coalescer(store)
+        self._memory = Memory()
+        self._features = _features(service, columns, layers)
+        self._plan = lru_cache(maxsize=64)(self._make_plan)  # a request may leave any set of columns open
+        self.keys, self.columns = service.asked, service.columns
+        self.sources = frozenset(name for made, _ in service.computed.values() for _, name in made.sources)
+
+    async def __call__(self, need: Need) -> Completed:
+        """The columns that a request left open.
+
+        Raises InvalidEntity for a key or input that is missing or of the wrong type, UnknownEntity, NullFeature,
+        StaleFeature or FeaturesUnavailable where the policy is `error`, FeatureFailed if an on-demand view does.
+        """
+        plan = self._plan(need.names)
+        wanted = {view: self._wanting(view, plan, need) for view in plan.views}
+        entities = {view: _entities(view, need, mask) for view, mask in wanted.items()}
+        found = await self._read(entities, need)
+        if plan.clean and found is not None and not need.wanted and all(block.whole for block in found.values()):
+            return Completed({column: self._column(column, _values(found[v], v, f)) for column, v, f in plan.stored})
+        return await self._settled(plan, need, wanted, entities, found)
+
+    async def _read(self, entities: Mapping[View, Sequence[Entity]], need: Need) -> Found | None:
+        """What the store holds, or None if it is out of reach."""
+        asked = {view: rows for view, rows in entities.items() if rows}
+        if not asked:
+            return {}
+        try:
+            return await self._coalescer.read(asked, need.rows, min(need.seconds, self._timeout))
+        except FeaturesUnavailable:
+            return None
+
+    async def _settled(
+        self,
+        plan: _Plan,
+        need: Need,
+        wanted: Mapping[View, np.ndarray],
+        entities: Mapping[View, Sequence[Entity]],
+        found: Found | None,
+    ) -> Completed:
+        """Policies applied feature by feature, and on-demand views computed from what they leave."""
+        events: list[Event] = []
+        columns: dict[str, np.ndarray] = {}
+        spread = {view: _spread(entities[view], mask) for view, mask in wanted.items()}
+        blocks = None if found is None else {view: _widen(view, found.get(view), mask) for view, mask in wanted.items()}
+
+        def settled(feature: Feature, view: View, name: str, rows: np.ndarray) -> np.ndarray:
+            block = None if blocks is None else blocks[view]
+            values = _blank(view, name, need.rows) if block is None else _values(block, view, name)
+            values, done = settle(feature, values, block, rows, spread[view], self._memory)
+            events.extend(done)
+            return values
+
+        for column, view, name in plan.stored:
+            values = settled(self._features[column], view, name, _rows(need, [column]))
+            columns[column] = self._column(column, values)
+        for on_demand, outputs in plan.computed:
+            rows = _rows(need, [column for column, _ in outputs])
+            sources = {
+                name: settled(self._features[f"{view.name}__{name}"], view, name, rows)
+                for view, name in on_demand.sources
+            }
+            for column, values in (await self._compute(on_demand, outputs, sources, need, rows)).items():
+                now = Block(np.full(need.rows, time.time()), np.empty((need.rows, 0)), ())
+                values, done = settle(self._features[column], values, now, rows, (), self._memory)
+                events.extend(done)
+                columns[column] = self._column(column, values)
+        return Completed(columns, events)
+
+    async def _compute(
+        self,
+        on_demand: OnDemand,
+        outputs: Sequence[tuple[str, str]],
+        sources: Mapping[str, np.ndarray],
+        need: Need,
+        rows: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """The outputs by column, object arrays `[n]`, for the rows that want them."""
+        index = np.flatnonzero(rows).tolist()
+        inputs: dict[str, list[Any]] = {}
+        types = {name: view.types[name] for view, name in on_demand.sources} | dict(on_demand.inputs)
+        for name, values in sources.items():
+            plain = [None if value != value else value for value in values[index].tolist()]
+            inputs[name] = _brought(need.given.get(name), index, plain)
+        for name, type in on_demand.inputs.items():
+            inputs[name] = check_key(name, type, _some(need.keys.get(name), index), "input")
+        run = asyncio.get_running_loop().run_in_executor
+        found = await run(self._threads, compute, on_demand, inputs, types, len(index))
+        made = {}
+        for column, output in outputs:
+            made[column] = np.full(need.rows, None, dtype=object)
+            made[column][index] = found[output]
+        return made
+
+    def _column(self, column: str, values: np.ndarray) -> np.ndarray:
+        return values if values.dtype.kind == "f" else to_column(values.tolist(), self._types[column])
+
+    def _wanting(self, view: View, plan: _Plan, need: Need) -> np.ndarray:
+        """The rows `[n]` that want anything of a view."""
+        columns = [column for column, source, _ in plan.stored if source is view]
+        for on_demand, outputs in plan.computed:
+            if any(source is view for source, _ in on_demand.sources):
+                columns += [column for column, _ in outputs]
+        return _rows(need, columns)
+
+    def _make_plan(self, names: tuple[str, ...]) -> _Plan:
+        service = self._service
+        stored = tuple((name, *service.stored[name]) for name in names if name in service.stored)
+        computed: dict[OnDemand, list[tuple[str, str]]] = {}
+        for name in names:
+            if name in service.computed:
+                on_demand, output = service.computed[name]
+                computed.setdefault(on_demand, []).append((name, output))
+        views = [view for _, view, _ in stored] + [view for made in computed for view, _ in made.sources]
+        plain = all(_plain(self._features[name].policy) for name, _, _ in stored)
+        return _Plan(
+            tuple(dict.fromkeys(views)),
+            stored,
+            tuple((o, tuple(c)) for o, c in computed.items()),
+            plain and not computed,
+        )
+
+
+def _plain(policy: Policy) -> bool:
+    """Whether a value that is there needs no second look."""
+    return policy.max_age is None and not policy.remembers
+
+
+def _features(
+    service: Service, columns: Mapping[str, tuple[str, bool]], layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Feature]:
+    """Features by column; the sources of on-demand views as `view__feature`."""
+    found = {}
+    for column, (view, _) in service.stored.items():
+        target = Target(view.name, column, *columns[column], ttl=view.ttl)
+        found[column] = Feature(column, tuple(key.asked for key in view.keys), policy_for(layers, target))
+    for column, (on_demand, _) in service.computed.items():
+        target = Target(on_demand.name, column, *columns[column], ttl=None)
+        found[column] = Feature(column, (), policy_for(layers, target))
+        for view, name in on_demand.sources:
+            type = _MLFLOW.get(view.types[name], "binary")
+            policy = policy_for(layers, Target(view.name, name, type, required=False, ttl=view.ttl))
+            found[f"{view.name}__{name}"] = Feature(name, tuple(key.asked for key in view.keys), policy)
+    return found
+
+
+_MLFLOW = {
+    "DOUBLE": "double", "FLOAT": "double", "INT32": "long", "INT64": "long", "BOOL": "boolean", "STRING": "string",
+    "UNIX_TIMESTAMP": "datetime",
+}  # fmt: skip
+
+
+def _rows(need: Need, columns: Sequence[str]) -> np.ndarray:
+    """The rows `[n]` that want any of the columns."""
+    rows = np.zeros(need.rows, dtype=bool)
+    for column in columns:
+        rows |= need.wanted.get(column, True)
+    return rows
+
+
+def _entities(view: View, need: Need, rows: np.ndarray) -> list[Entity]:
+    """The entities of the rows that want a view. Raises InvalidEntity."""
+    index = None if rows.all() else np.flatnonzero(rows).tolist()
+    values = [
+        check_key(
+            key.asked, key.type, need.keys.get(key.asked) if index is None else _some(need.keys.get(key.asked), index)
+        )
+        for key in view.keys
+    ]
+    return list(zip(*values, strict=True))
+
+
+def _some(values: Sequence[Any] | None, index: Sequence[int]) -> list[Any] | None:
+    return None if values is None else [values[i] for i in index]
+
+
+def _brought(given: np.ndarray | None, index: Sequence[int], looked_up: list[Any]) -> list[Any]:
+    """What the request brought wins over what is stored."""
+    if given is None:
+        return looked_up
+    return [
+        stored if own is None or own != own else own
+        for own, stored in zip(given[index].tolist(), looked_up, strict=True)
+    ]
+
+
+def _spread(entities: Sequence[Entity], rows: np.ndarray) -> Sequence[Entity]:
+    """Entities by row; rows that want nothing have an empty one."""
+    if len(entities) == len(rows):
+        return entities
+    each = iter(entities)
+    return [next(each) if wants else () for wants in rows.tolist()]
+
+
+def _widen(view: View, block: Block | None, rows: np.ndarray) -> Block:
+    """A block with all rows of the request; those that wanted nothing are not stored."""
+    if block is not None and len(block.seconds) == len(rows):
+        return block
+    n = len(rows)
+    wide = Block(np.full(n, np.nan), np.full((n, len(view.floats)), np.nan), tuple(_nones(n) for _ in view.others))
+    if block is not None:
+        wide.seconds[rows], wide.floats[rows] = block.seconds, block.floats
+        for ours, theirs in zip(wide.others, block.others, strict=True):
+            ours[rows] = theirs
+    return wide
+
+
+def _values(block: Block, view: View, name: str) -> np.ndarray:
+    """One feature of a block."""
+    if name in view.floats:
+        return block.floats[:, view.floats.index(name)]
+    return block.others[view.others.index(name)]
+
+
+def _blank(view: View, name: str, n: int) -> np.ndarray:
+    return np.full(n, np.nan) if name in view.floats else _nones(n)
+
+
+def _nones(n: int) -> np.ndarray:
+    return np.full(n, None, dtype=object)
