@@ -26,23 +26,25 @@ class Block:
     """One view's features of `n` entities.
 
     `seconds [n]` is the event time since the epoch, NaN where nothing is stored; `floats [n, k]` the view's `floats`, NaN
-    for null; `others` the view's other features, each an object array `[n]` with None for null.
+    for null; `others` the view's other features, each an object array `[n]` with None for null. `whole`: every entity is
+    known to be stored, without a null.
     """
 
     seconds: np.ndarray
     floats: np.ndarray
     others: tuple[np.ndarray, ...]
+    whole: bool = False
 
-    def take(self, index: np.ndarray | Sequence[int]) -> Block:
+    def take(self, index: slice | Sequence[int]) -> Block:
         """The rows `index` of this block."""
-        return Block(self.seconds[index], self.floats[index], tuple(o[index] for o in self.others))
+        return Block(self.seconds[index], self.floats[index], tuple(o[index] for o in self.others), self.whole)
 
-    @property
-    def whole(self) -> bool:
-        """Whether every entity is stored and no value is null."""
-        return not (
+    def examined(self) -> Block:
+        """The same block, with `whole` found out: once for a read, not once for each request that it serves."""
+        gaps = (
             np.isnan(self.seconds).any() or np.isnan(self.floats).any() or any(None in o.tolist() for o in self.others)
         )
+        return Block(self.seconds, self.floats, self.others, not gaps)
 
 
 def join(blocks: Sequence[Block]) -> Block:

@@ -74,7 +74,7 @@ class Store:
             for ask, block in zip(some, await self.reader.read(some), strict=True):
                 parts[ask.view].append(block)
         self._note(None)
-        return {view: join(blocks) for view, blocks in parts.items()}
+        return {view: join(blocks).examined() for view, blocks in parts.items()}
 
     def _note(self, error: Exception | None) -> None:
         """One line when the store goes and one when it comes back, not one per request."""
@@ -154,15 +154,19 @@ class Coalescer:
                 waiter.future.set_result({view: found[view].take(index) for view, index in place.items()})
 
 
-def _merge(batch: Sequence[_Waiter]) -> tuple[list[dict[View, list[int]]], list[Ask]]:
+def _merge(batch: Sequence[_Waiter]) -> tuple[list[dict[View, slice | list[int]]], list[Ask]]:
     """Where each waiter's rows will be, and what is asked: each entity of a view once."""
     known: dict[View, dict[Entity, int]] = {}
     places = []
     for waiter in batch:
-        place = {}
+        place: dict[View, slice | list[int]] = {}
         for view, entities in waiter.wanted.items():
             index = known.setdefault(view, {})
-            place[view] = [index.setdefault(entity, len(index)) for entity in entities]
+            if len(entities) == 1:
+                at = index.setdefault(entities[0], len(index))
+                place[view] = slice(at, at + 1)  # no copy, for the most frequent case
+            else:
+                place[view] = [index.setdefault(entity, len(index)) for entity in entities]
         places.append(place)
     return places, [Ask(view, list(index)) for view, index in known.items()]
 

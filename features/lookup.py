@@ -22,6 +22,9 @@ from features.service import OnDemand, Service, View
 from features.settling import Event, Feature, Memory, settle
 from features.values import check_key, to_column
 
+#: Where a feature is in a block: among the floats or the others, and at which position.
+Place = tuple[bool, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -49,10 +52,15 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a set of columns takes: views to read, stored columns, and on-demand views with their outputs."""
+    """What a set of columns takes: views to read, stored columns, and on-demand views with their outputs.
+
+    `matrices` names views whose floats are all wanted, with their columns in the order of `View.floats`; `clean` says that
+    values that are there need no second look.
+    """
 
     views: tuple[View, ...]
-    stored: tuple[tuple[str, View, str], ...]
+    matrices: tuple[tuple[View, tuple[str, ...]], ...]
+    stored: tuple[tuple[str, View, Place], ...]
     computed: tuple[tuple[OnDemand, tuple[tuple[str, str], ...]], ...]
     clean: bool
 
@@ -69,12 +77,12 @@ class FeastLookup:
         threads: Executor,
     ) -> None:
         """`columns` are the signature's: MLflow type, and whether it is required. Raises InvalidFeatures."""
-        self._service, self._types, self._threads = (
+        self.service, self._types, self._threads = (
             service,
             {name: type for name, (type, _) in columns.items()},
             threads,
         )
-        self._timeout = store.timeout_seconds
+        self.store = store
         self._coalescer = Coalescer(store)
         self._memory = Memory()
         self._features = _features(service, columns, layers)
@@ -89,12 +97,11 @@ class FeastLookup:
         StaleFeature or FeaturesUnavailable where the policy is `error`, FeatureFailed if an on-demand view does.
         """
         plan = self._plan(need.names)
-        wanted = {view: self._wanting(view, plan, need) for view in plan.views}
-        entities = {view: _entities(view, need, mask) for view, mask in wanted.items()}
+        entities = {view: self._entities(view, plan, need) for view in plan.views}
         found = await self._read(entities, need)
-        if plan.clean and found is not None and not need.wanted and all(block.whole for block in found.values()):
-            return Completed({column: self._column(column, _values(found[v], v, f)) for column, v, f in plan.stored})
-        return await self._settled(plan, need, wanted, entities, found)
+        if plan.clean and not need.wanted and found is not None and all(block.whole for block in found.values()):
+            return Completed(self._plain_columns(plan, found))
+        return await self._settled(plan, need, entities, found)
 
     async def _read(self, entities: Mapping[View, Sequence[Entity]], need: Need) -> Found | None:
         """What the store holds, or None if it is out of reach."""
@@ -102,7 +109,7 @@ class FeastLookup:
         if not asked:
             return {}
         try:
-            return await self._coalescer.read(asked, need.rows, min(need.seconds, self._timeout))
+            return await self._coalescer.read(asked, need.rows, min(need.seconds, self.store.timeout_seconds))
         except FeaturesUnavailable:
             return None
 
@@ -110,30 +117,30 @@ class FeastLookup:
         self,
         plan: _Plan,
         need: Need,
-        wanted: Mapping[View, np.ndarray],
         entities: Mapping[View, Sequence[Entity]],
         found: Found | None,
     ) -> Completed:
         """Policies applied feature by feature, and on-demand views computed from what they leave."""
         events: list[Event] = []
         columns: dict[str, np.ndarray] = {}
+        wanted = {view: _rows(need, self._wanting(view, plan)) for view in plan.views}
         spread = {view: _spread(entities[view], mask) for view, mask in wanted.items()}
         blocks = None if found is None else {view: _widen(view, found.get(view), mask) for view, mask in wanted.items()}
 
-        def settled(feature: Feature, view: View, name: str, rows: np.ndarray) -> np.ndarray:
+        def settled(feature: Feature, view: View, at: Place, rows: np.ndarray) -> np.ndarray:
             block = None if blocks is None else blocks[view]
-            values = _blank(view, name, need.rows) if block is None else _values(block, view, name)
+            values = _blank(at, need.rows) if block is None else _values(block, at)
             values, done = settle(feature, values, block, rows, spread[view], self._memory)
             events.extend(done)
             return values
 
-        for column, view, name in plan.stored:
-            values = settled(self._features[column], view, name, _rows(need, [column]))
+        for column, view, at in plan.stored:
+            values = settled(self._features[column], view, at, _rows(need, [column]))
             columns[column] = self._column(column, values)
         for on_demand, outputs in plan.computed:
             rows = _rows(need, [column for column, _ in outputs])
             sources = {
-                name: settled(self._features[f"{view.name}__{name}"], view, name, rows)
+                name: settled(self._features[f"{view.name}__{name}"], view, _place(view, name), rows)
                 for view, name in on_demand.sources
             }
             for column, values in (await self._compute(on_demand, outputs, sources, need, rows)).items():
@@ -168,33 +175,61 @@ class FeastLookup:
             made[column][index] = found[output]
         return made
 
+    def _plain_columns(self, plan: _Plan, found: Found) -> dict[str, np.ndarray]:
+        """The columns of blocks that need no second look."""
+        columns: dict[str, np.ndarray] = {}
+        for view, names in plan.matrices:
+            columns.update(zip(names, found[view].floats.T, strict=True))
+        for column, view, at in plan.stored:
+            if column not in columns:
+                columns[column] = self._column(column, _values(found[view], at))
+        return columns
+
     def _column(self, column: str, values: np.ndarray) -> np.ndarray:
         return values if values.dtype.kind == "f" else to_column(values.tolist(), self._types[column])
 
-    def _wanting(self, view: View, plan: _Plan, need: Need) -> np.ndarray:
-        """The rows `[n]` that want anything of a view."""
+    def _entities(self, view: View, plan: _Plan, need: Need) -> list[Entity]:
+        """The entities of the rows that want a view. Raises InvalidEntity."""
+        keys = need.keys
+        if need.wanted:
+            index = np.flatnonzero(_rows(need, self._wanting(view, plan))).tolist()
+            keys = {name: [values[i] for i in index] for name, values in keys.items()}
+            if not index:
+                return []
+        return list(zip(*(check_key(key.asked, key.type, keys.get(key.asked)) for key in view.keys), strict=True))
+
+    def _wanting(self, view: View, plan: _Plan) -> list[str]:
+        """The columns that come from a view, directly or computed."""
         columns = [column for column, source, _ in plan.stored if source is view]
         for on_demand, outputs in plan.computed:
             if any(source is view for source, _ in on_demand.sources):
                 columns += [column for column, _ in outputs]
-        return _rows(need, columns)
+        return columns
 
     def _make_plan(self, names: tuple[str, ...]) -> _Plan:
-        service = self._service
-        stored = tuple((name, *service.stored[name]) for name in names if name in service.stored)
+        service = self.service
+        sources = [(name, *service.stored[name]) for name in names if name in service.stored]
+        stored = tuple((column, view, _place(view, feature)) for column, view, feature in sources)
         computed: dict[OnDemand, list[tuple[str, str]]] = {}
         for name in names:
             if name in service.computed:
                 on_demand, output = service.computed[name]
                 computed.setdefault(on_demand, []).append((name, output))
         views = [view for _, view, _ in stored] + [view for made in computed for view, _ in made.sources]
-        plain = all(_plain(self._features[name].policy) for name, _, _ in stored)
+        matrices = [(view, _matrix(view, stored)) for view in dict.fromkeys(view for _, view, _ in stored)]
         return _Plan(
-            tuple(dict.fromkeys(views)),
-            stored,
-            tuple((o, tuple(c)) for o, c in computed.items()),
-            plain and not computed,
+            views=tuple(dict.fromkeys(views)),
+            matrices=tuple((view, names) for view, names in matrices if names),
+            stored=stored,
+            computed=tuple((on_demand, tuple(outputs)) for on_demand, outputs in computed.items()),
+            clean=not computed and all(_plain(self._features[name].policy) for name, _, _ in stored),
         )
+
+
+def _matrix(view: View, stored: Sequence[tuple[str, View, Place]]) -> tuple[str, ...]:
+    """The columns of a view's floats in their order, if each is wanted, once."""
+    places = {at: column for column, source, (floats, at) in stored if source is view and floats}
+    return tuple(places[i] for i in sorted(places)) if len(places) == len(view.floats) else ()
 
 
 def _plain(policy: Policy) -> bool:
@@ -234,18 +269,6 @@ def _rows(need: Need, columns: Sequence[str]) -> np.ndarray:
     return rows
 
 
-def _entities(view: View, need: Need, rows: np.ndarray) -> list[Entity]:
-    """The entities of the rows that want a view. Raises InvalidEntity."""
-    index = None if rows.all() else np.flatnonzero(rows).tolist()
-    values = [
-        check_key(
-            key.asked, key.type, need.keys.get(key.asked) if index is None else _some(need.keys.get(key.asked), index)
-        )
-        for key in view.keys
-    ]
-    return list(zip(*values, strict=True))
-
-
 def _some(values: Sequence[Any] | None, index: Sequence[int]) -> list[Any] | None:
     return None if values is None else [values[i] for i in index]
 
@@ -281,15 +304,17 @@ def _widen(view: View, block: Block | None, rows: np.ndarray) -> Block:
     return wide
 
 
-def _values(block: Block, view: View, name: str) -> np.ndarray:
+def _place(view: View, name: str) -> Place:
+    return (True, view.floats.index(name)) if name in view.floats else (False, view.others.index(name))
+
+
+def _values(block: Block, at: Place) -> np.ndarray:
     """One feature of a block."""
-    if name in view.floats:
-        return block.floats[:, view.floats.index(name)]
-    return block.others[view.others.index(name)]
+    return block.floats[:, at[1]] if at[0] else block.others[at[1]]
 
 
-def _blank(view: View, name: str, n: int) -> np.ndarray:
-    return np.full(n, np.nan) if name in view.floats else _nones(n)
+def _blank(at: Place, n: int) -> np.ndarray:
+    return np.full(n, np.nan) if at[0] else _nones(n)
 
 
 def _nones(n: int) -> np.ndarray:

@@ -95,6 +95,16 @@ def resolve(store: Any, name: str, columns: Mapping[str, str], recorded: frozens
     return Service(name, tuple(v for v in views.values() if v.features), stored, computed, refs)
 
 
+def every_view(store: Any, service: str | None) -> list[View]:
+    """The views with entities of a service, or of the whole repository, with all their features. Raises InvalidFeatures."""
+    tables = store.list_feature_views(allow_cache=True) if service is None else _find(store, service)[1]
+    names = [(table.projection.name_to_use(), feature.name) for table in tables for feature in table.features]
+    views = [_view(table, names) for table in tables]
+    found = [view for view in views if view.keys and view.features]
+    _check_keys(found)
+    return found
+
+
 def _find(store: Any, name: str) -> tuple[Any, list[Any], list[Any]]:
     """The service and its views as Feast itself resolves them: sources of on-demand views included, versions applied."""
     from feast.errors import FeastObjectNotFoundException

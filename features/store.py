@@ -74,19 +74,8 @@ class FeastSource:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _open(self) -> Any:
-        """The store, with its registry read anew: definitions follow the versions, not a timer.
-
-        A registry cache that expires would be read again *inside* a request, and a registry that is down would fail
-        that request (Feast's file registry); so it never expires, and is read when a version is loaded.
-        """
-        try:
-            if self._feast is None:
-                feast = _feature_store()(repo_path=str(self._path))
-                feast.config.registry.cache_ttl_seconds = 0
-                self._feast = feast
-            self._feast.refresh_registry()
-        except Exception as error:
-            raise FeaturesUnavailable(f"the Feast repository {self._path} cannot be opened: {error}") from error
+        """The store, with its registry read anew: definitions follow the versions, not a timer."""
+        self._feast = open_feast(self._path, self._feast)
         return self._feast
 
     def _reader(self, feast: Any, views: Sequence[View]) -> Reader:
@@ -99,6 +88,22 @@ class FeastSource:
             remote = feast.config.online_store.type == "remote"
             self._threaded = Threaded(remote_read(feast, self._timeout) if remote else feast_read(feast))
         return self._threaded
+
+
+def open_feast(path: Path, feast: Any = None) -> Any:
+    """A repository's store, with its registry just read. Raises FeaturesUnavailable.
+
+    A registry cache that expires would be read again *inside* a request, and a registry that is down would fail that
+    request (Feast's file registry); so it never expires, and is read when a version is loaded.
+    """
+    try:
+        if feast is None:
+            feast = _feature_store()(repo_path=str(path))
+            feast.config.registry.cache_ttl_seconds = 0
+        feast.refresh_registry()
+    except Exception as error:
+        raise FeaturesUnavailable(f"the Feast repository {path} cannot be opened: {error}") from error
+    return feast
 
 
 def _tell(service: Service, columns: Mapping[str, tuple[str, bool]], reader: Reader) -> None:

@@ -136,11 +136,15 @@ def _features(settings: Settings, metrics: Metrics) -> FeastSource | None:
         metrics.read_entities.observe(entities)
         metrics.read_latency.observe(seconds)
 
-    def changed(circuit: Circuit) -> None:
-        metrics.circuit_changes.labels(circuit).inc()
+    def show(circuit: Circuit) -> None:
         for state in Circuit:
             metrics.circuit.labels(state).set(state is circuit)
 
+    def changed(circuit: Circuit) -> None:
+        metrics.circuit_changes.labels(circuit).inc()
+        show(circuit)
+
+    show(Circuit.CLOSED)
     return FeastSource(Path(repo_path or "."), settings.features.timeout_ms / 1000, observe, changed)
 
 
