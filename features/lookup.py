@@ -22,6 +22,8 @@ from features.service import OnDemand, Service, View
 from features.settling import Event, Feature, Memory, settle
 from features.values import check_key, to_column
 
+#: How long the function of an on-demand view may take, if the request has no deadline.
+ON_DEMAND_SECONDS = 10.0
 #: Where a feature is in a block: among the floats or the others, and at which position.
 Place = tuple[bool, int]
 
@@ -168,7 +170,12 @@ class FeastLookup:
         for name, type in on_demand.inputs.items():
             inputs[name] = check_key(name, type, _some(need.keys.get(name), index), "input")
         run = asyncio.get_running_loop().run_in_executor
-        found = await run(self._threads, compute, on_demand, inputs, types, len(index))
+        try:
+            async with asyncio.timeout(min(need.seconds, ON_DEMAND_SECONDS)):
+                found = await run(self._threads, compute, on_demand, inputs, types, len(index))
+        except TimeoutError as error:
+            text = f"The on-demand view {on_demand.name[:64]!r} did not finish in time."
+            raise FeaturesUnavailable(text, len(index)) from error
         made = {}
         for column, output in outputs:
             made[column] = np.full(need.rows, None, dtype=object)

@@ -130,6 +130,16 @@ def client(store: Any, timeout_seconds: float, *, on_loop: bool) -> Any:
     return module.Redis(**{**limits, **said, "host": nodes[0]["host"], "port": int(nodes[0].get("port", 6379))})
 
 
+def fail_fast(store: Any, timeout_seconds: float) -> None:
+    """The same for Feast's own client, where that reads: by default it would wait for ever, and then try again."""
+    from feast.infra.online_stores.redis import RedisOnlineStore
+
+    online = store.config.online_store
+    said = RedisOnlineStore._parse_connection_string(online.connection_string)[1]
+    limits = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds, "retry": "null"}
+    online.connection_string += "".join(f",{key}={value}" for key, value in limits.items() if key not in said)
+
+
 def readable(store: Any) -> bool:
     """Whether the repository's online store is one Redis server in Feast's stock arrangement."""
     config = store.config

@@ -15,7 +15,7 @@ from features.coalescing import Store
 from features.errors import FeaturesUnavailable
 from features.lookup import FeastLookup
 from features.readers import Reader, Threaded, feast_read
-from features.redis_reader import RedisReader, agrees, readable
+from features.redis_reader import RedisReader, agrees, fail_fast, readable
 from features.remote_reader import remote_read
 from features.service import Service, View, resolve
 
@@ -85,6 +85,8 @@ class FeastSource:
             self._redis.prepare(views)
             return self._redis
         if self._threaded is None:
+            if feast.config.online_store.type == "redis":
+                fail_fast(feast, self._timeout)
             remote = feast.config.online_store.type == "remote"
             self._threaded = Threaded(remote_read(feast, self._timeout) if remote else feast_read(feast))
         return self._threaded

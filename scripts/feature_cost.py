@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,32 +99,43 @@ class Bench:
         return self.lookup.store.reader._layouts[self.lookup.service.views[0]]  # type: ignore[attr-defined]
 
 
-async def seconds(step: Step, times: int) -> float:
-    """The median time of a step."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds of a step: on the wall, and of this process's CPU, which other work on the machine disturbs less."""
+
+    wall: float
+    cpu: float
+
+
+async def cost(step: Step, times: int) -> Cost:
+    """The medians of a step."""
     found = []
     for _ in range(times):
-        began = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         await step()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        found.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return Cost(*(statistics.median(each) for each in zip(*found, strict=True)))
 
 
 async def compare(name: str, rows: int, a: tuple[str, Step], b: tuple[str, Step], times: int, rounds: int) -> None:
     """Prints both medians and the ratio of each round: median, and the range of all rounds."""
-    pairs = [(await seconds(a[1], times), await seconds(b[1], times)) for _ in range(rounds)]
-    ratios = sorted(first / second for first, second in pairs)
-    first, second = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-    print(
-        f"{name:<28} {a[0]} {first * 1e6:8.0f} µs ({rows / first:7.0f} rows/s)   {b[0]} {second * 1e6:8.0f} µs "
-        f"({rows / second:7.0f} rows/s)   ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})",
-        flush=True,
-    )
+    pairs = [(await cost(a[1], times), await cost(b[1], times)) for _ in range(rounds)]
+    for clock in ("wall", "cpu"):
+        found = [(getattr(first, clock), getattr(second, clock)) for first, second in pairs]
+        ratios = sorted(first / second for first, second in found)
+        first, second = (statistics.median(pair[i] for pair in found) for i in (0, 1))
+        print(
+            f"{name:<24} {clock:<4}  {a[0]} {first * 1e6:7.0f} µs ({rows / first:7.0f} rows/s)   "
+            f"{b[0]} {second * 1e6:7.0f} µs ({rows / second:7.0f} rows/s)   "
+            f"ratio {statistics.median(ratios):5.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})",
+            flush=True,
+        )
 
 
 async def measure(bench: Bench, rounds: int) -> None:
     """All comparisons."""
     for step in (lambda: bench.feast(1, 1), lambda: bench.ours(1, 1), bench.reader, bench.raw):
-        await seconds(step, 50)  # first calls import and connect
+        await cost(step, 50)  # first calls import and connect
     for name, requests, rows, times in (
         (f"{LANES} requests of one row", LANES, 1, 20), ("1 request of 100 rows", 1, 100, 40), ("1 request of one row", 1, 1, 300),
     ):  # fmt: skip

@@ -76,7 +76,7 @@ def tell(gaps: Gaps, completed: Completed) -> str:
     for event in completed.events:
         merged.setdefault((event.action, event.cause, event.rows.tobytes()), []).append(quote(event.column))
     for (action, cause, rows), columns in merged.items():
-        shown = "+".join(columns[:MOST]) + ("+…" if columns[MOST:] else "")
+        shown = "+".join(columns[:MOST]) + ("+..." if columns[MOST:] else "")
         where = ranges(gaps.index[np.frombuffer(rows, dtype=np.intp)])
         parts.append(f"{action};cause={cause};columns={shown};rows={where}")
     return ", ".join(parts[:MOST])
