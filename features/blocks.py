@@ -7,7 +7,7 @@ Where every value of a block is such, all of them become an array at once, witho
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ _DOUBLE = (9, b"\x29", np.dtype([("tag", "u1"), ("value", "<f8")]))
 _FLOAT = (5, b"\x35", np.dtype([("tag", "u1"), ("value", "<f4")]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Block:
     """One view's features of `n` entities.
 
@@ -45,6 +45,24 @@ class Block:
             np.isnan(self.seconds).any() or np.isnan(self.floats).any() or any(None in o.tolist() for o in self.others)
         )
         return Block(self.seconds, self.floats, self.others, not gaps)
+
+
+class Matrix(Mapping[str, np.ndarray]):
+    """Columns that are one array `[n, k]`, float64: taken apart only for who asks for one of them."""
+
+    __slots__ = ("array", "names")
+
+    def __init__(self, names: tuple[str, ...], array: np.ndarray) -> None:
+        self.names, self.array = names, array
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.array[:, self.names.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def join(blocks: Sequence[Block]) -> Block:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from features.blocks import Block
+from features.blocks import Block, Matrix
 from features.coalescing import Coalescer, Found, Store
 from features.errors import FeaturesUnavailable
 from features.on_demand import compute
@@ -28,7 +28,7 @@ ON_DEMAND_SECONDS = 10.0
 Place = tuple[bool, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, like Completed and Block: one is made per request, and frozen ones take longer
 class Need:
     """What a request left open: the columns `names` for `rows` rows, by `keys` (join keys and inputs, one value per row).
 
@@ -44,7 +44,7 @@ class Need:
     given: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Completed:
     """Columns `[n]` by name, and what policies had to do for them."""
 
@@ -56,12 +56,12 @@ class Completed:
 class _Plan:
     """What a set of columns takes: views to read, stored columns, and on-demand views with their outputs.
 
-    `matrices` names views whose floats are all wanted, with their columns in the order of `View.floats`; `clean` says that
-    values that are there need no second look.
+    `matrix` is the one view whose floats are all that is wanted, with their columns in the order of `View.floats`; `clean`
+    says that values that are there need no second look.
     """
 
     views: tuple[View, ...]
-    matrices: tuple[tuple[View, tuple[str, ...]], ...]
+    matrix: tuple[View, tuple[str, ...]] | None
     stored: tuple[tuple[str, View, Place], ...]
     computed: tuple[tuple[OnDemand, tuple[tuple[str, str], ...]], ...]
     clean: bool
@@ -107,11 +107,12 @@ class FeastLookup:
 
     async def _read(self, entities: Mapping[View, Sequence[Entity]], need: Need) -> Found | None:
         """What the store holds, or None if it is out of reach."""
-        asked = {view: rows for view, rows in entities.items() if rows}
-        if not asked:
+        if need.wanted:
+            entities = {view: rows for view, rows in entities.items() if rows}
+        if not entities:
             return {}
         try:
-            return await self._coalescer.read(asked, need.rows, min(need.seconds, self.store.timeout_seconds))
+            return await self._coalescer.read(entities, need.rows, min(need.seconds, self.store.timeout_seconds))
         except FeaturesUnavailable:
             return None
 
@@ -182,15 +183,12 @@ class FeastLookup:
             made[column][index] = found[output]
         return made
 
-    def _plain_columns(self, plan: _Plan, found: Found) -> dict[str, np.ndarray]:
+    def _plain_columns(self, plan: _Plan, found: Found) -> Mapping[str, np.ndarray]:
         """The columns of blocks that need no second look."""
-        columns: dict[str, np.ndarray] = {}
-        for view, names in plan.matrices:
-            columns.update(zip(names, found[view].floats.T, strict=True))
-        for column, view, at in plan.stored:
-            if column not in columns:
-                columns[column] = self._column(column, _values(found[view], at))
-        return columns
+        if plan.matrix is not None:
+            view, names = plan.matrix
+            return Matrix(names, found[view].floats)
+        return {column: self._column(column, _values(found[view], at)) for column, view, at in plan.stored}
 
     def _column(self, column: str, values: np.ndarray) -> np.ndarray:
         return values if values.dtype.kind == "f" else to_column(values.tolist(), self._types[column])
@@ -203,7 +201,7 @@ class FeastLookup:
             keys = {name: [values[i] for i in index] for name, values in keys.items()}
             if not index:
                 return []
-        return list(zip(*(check_key(key.asked, key.type, keys.get(key.asked)) for key in view.keys), strict=True))
+        return list(zip(*[check_key(key.asked, key.type, keys.get(key.asked)) for key in view.keys], strict=True))
 
     def _wanting(self, view: View, plan: _Plan) -> list[str]:
         """The columns that come from a view, directly or computed."""
@@ -223,20 +221,23 @@ class FeastLookup:
                 on_demand, output = service.computed[name]
                 computed.setdefault(on_demand, []).append((name, output))
         views = [view for _, view, _ in stored] + [view for made in computed for view, _ in made.sources]
-        matrices = [(view, _matrix(view, stored)) for view in dict.fromkeys(view for _, view, _ in stored)]
         return _Plan(
             views=tuple(dict.fromkeys(views)),
-            matrices=tuple((view, names) for view, names in matrices if names),
+            matrix=_matrix(stored),
             stored=stored,
             computed=tuple((on_demand, tuple(outputs)) for on_demand, outputs in computed.items()),
             clean=not computed and all(_plain(self._features[name].policy) for name, _, _ in stored),
         )
 
 
-def _matrix(view: View, stored: Sequence[tuple[str, View, Place]]) -> tuple[str, ...]:
-    """The columns of a view's floats in their order, if each is wanted, once."""
-    places = {at: column for column, source, (floats, at) in stored if source is view and floats}
-    return tuple(places[i] for i in sorted(places)) if len(places) == len(view.floats) else ()
+def _matrix(stored: Sequence[tuple[str, View, Place]]) -> tuple[View, tuple[str, ...]] | None:
+    """The view and the columns, if these are all floats of one view, each once."""
+    views = {view for _, view, _ in stored}
+    names = {at: column for column, _, (floats, at) in stored if floats}
+    if len(views) != 1 or len(names) != len(stored):
+        return None
+    view = views.pop()
+    return (view, tuple(names[i] for i in range(len(names)))) if len(names) == len(view.floats) else None
 
 
 def _plain(policy: Policy) -> bool:

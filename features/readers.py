@@ -25,6 +25,10 @@ class Ask:
     entities: Sequence[Entity]
 
 
+#: What asks a store and blocks until it has answered.
+Read = Callable[[Sequence[Ask]], list[Block]]
+
+
 class Reader(Protocol):
     """Reads from one store. `chunk` is how many entities one read may ask for at most."""
 
@@ -40,7 +44,7 @@ class Threaded:
 
     chunk = 500
 
-    def __init__(self, read: Callable[[Sequence[Ask]], list[Block]], threads: int = 4) -> None:
+    def __init__(self, read: Read, threads: int = 4) -> None:
         self._read = read
         self._pool = ThreadPoolExecutor(threads, "headway-features")
         self._free = asyncio.Semaphore(threads)
@@ -63,7 +67,7 @@ class Threaded:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def feast_read(store: Any) -> Callable[[Sequence[Ask]], list[Block]]:
+def feast_read(store: Any) -> Read:
     """Reads any store that Feast knows, below `get_online_features`: no registry, no response message."""
     provider, config = store._get_provider(), store.config
 

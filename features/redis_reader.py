@@ -22,7 +22,7 @@ from features.readers import Ask, Entity, block_of, entity_keys
 from features.service import View
 
 log = logging.getLogger("headway.features")
-SAMPLE = 32
+SAMPLE, SCANNED = 32, 100_000
 #: What a chunk may take of the event loop, in seconds, and its size in entities.
 CHUNK_SECONDS, SMALLEST, LARGEST = 0.001, 16, 128
 _STRING, _INT32, _INT64 = 2, 3, 4  # feast.protos.feast.types.Value_pb2.ValueType
@@ -182,9 +182,21 @@ def _stored(redis: Any, store: Any, view: View) -> Iterator[Entity]:
     project = store.config.project.encode()
     prefix = serialize_entity_key_prefix([key.stored for key in view.keys])
     pattern = b"".join(b"\\" + bytes([c]) if c in b"*?[]^\\" else bytes([c]) for c in prefix) + b"*" + project
-    for raw in itertools.islice(redis.scan_iter(pattern, count=1000), SAMPLE):
+    for raw in _scan(redis, pattern)[:SAMPLE]:
         values = deserialize_entity_key(raw[: -len(project)]).entity_values
         yield tuple(unwrap(value) for value in values)
+
+
+def _scan(redis: Any, pattern: bytes) -> list[bytes]:
+    """Keys that fit a pattern, from no more than the first SCANNED keys: a store may have a hundred million."""
+    found: list[bytes] = []
+    cursor = 0
+    for _ in range(SCANNED // 1000):
+        cursor, keys = redis.scan(cursor, match=pattern, count=1000)
+        found += keys
+        if cursor == 0 or len(found) >= SAMPLE:
+            break
+    return found
 
 
 def _same(store: Any, view: View, layout: Layout, entities: Sequence[Entity], replies: Sequence[Any]) -> bool:

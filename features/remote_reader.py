@@ -6,18 +6,17 @@ request of our own, over Feast's session (its pool, its credentials, its certifi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import orjson
 
 from features.blocks import Block, from_columns
-from features.readers import Ask
+from features.readers import Ask, Read
 from features.service import View
 
 
-def remote_read(store: Any, timeout_seconds: float) -> Callable[[Sequence[Ask]], list[Block]]:
+def remote_read(store: Any, timeout_seconds: float) -> Read:
     """Reads over HTTP, one request per view. Raises what `requests` raises, an HTTP status that is no success included."""
     from feast.permissions.client.http_auth_requests_wrapper import get_http_auth_requests_session
 

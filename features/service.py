@@ -173,7 +173,8 @@ def _views(tables: list[Any], wanted: list[tuple[str, str]], needed: list[Any]) 
 
 def _view(table: Any, wanted: list[tuple[str, str]]) -> View:
     name = table.projection.name_to_use()
-    types = {f.name: f.dtype.to_value_type().name for f in table.features if (name, f.name) in wanted}
+    known = {feature.name: feature.dtype.to_value_type().name for feature in table.features}
+    types = {feature: known[feature] for view, feature in wanted if view == name}  # in the signature's order
     renamed = table.projection.join_key_map
     keys = [Key(renamed.get(c.name, c.name), c.name, c.dtype.to_value_type().name) for c in table.entity_columns]
     return View(

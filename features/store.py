@@ -14,7 +14,7 @@ from features.breaker import Breaker, Circuit
 from features.coalescing import Store
 from features.errors import FeaturesUnavailable
 from features.lookup import FeastLookup
-from features.readers import Reader, Threaded, feast_read
+from features.readers import Read, Reader, Threaded, feast_read
 from features.redis_reader import RedisReader, agrees, fail_fast, readable
 from features.remote_reader import remote_read
 from features.service import Service, View, resolve
@@ -43,6 +43,8 @@ class FeastSource:
         self._threads = ThreadPoolExecutor(4, "headway-on-demand")
         self._redis: RedisReader | None = None
         self._threaded: Threaded | None = None
+        self._on_loop: Store
+        self._in_threads: Store
 
     def lookup(
         self,
@@ -60,9 +62,8 @@ class FeastSource:
         with self._lock:  # versions load in several threads; Feast's registry cache is not made for that
             feast = self._open()
             found = resolve(feast, service, {name: type for name, (type, _) in columns.items()}, recorded)
-            reader = self._reader(feast, found.views)
-        _tell(found, columns, reader)
-        store = Store(reader, self._breaker, self._timeout, self._observe)
+            store = self._store(feast, found.views)
+        _tell(found, columns, store.reader)
         return FeastLookup(store, found, columns, layers, self._threads)
 
     async def close(self) -> None:
@@ -78,18 +79,27 @@ class FeastSource:
         self._feast = open_feast(self._path, self._feast)
         return self._feast
 
-    def _reader(self, feast: Any, views: Sequence[View]) -> Reader:
+    def _store(self, feast: Any, views: Sequence[View]) -> Store:
         """Redis on the loop where its layout is known; Feast's server and every other store in threads."""
         if readable(feast) and agrees(feast, views, self._timeout):
-            self._redis = self._redis or RedisReader(feast, self._timeout)
+            if self._redis is None:
+                self._redis = RedisReader(feast, self._timeout)
+                self._on_loop = self._guarded(self._redis)
             self._redis.prepare(views)
-            return self._redis
+            return self._on_loop
         if self._threaded is None:
-            if feast.config.online_store.type == "redis":
-                fail_fast(feast, self._timeout)
-            remote = feast.config.online_store.type == "remote"
-            self._threaded = Threaded(remote_read(feast, self._timeout) if remote else feast_read(feast))
-        return self._threaded
+            self._threaded = Threaded(self._blocking(feast))
+            self._in_threads = self._guarded(self._threaded)
+        return self._in_threads
+
+    def _guarded(self, reader: Reader) -> Store:
+        return Store(reader, self._breaker, self._timeout, self._observe)
+
+    def _blocking(self, feast: Any) -> Read:
+        kind = feast.config.online_store.type
+        if kind == "redis":
+            fail_fast(feast, self._timeout)
+        return remote_read(feast, self._timeout) if kind == "remote" else feast_read(feast)
 
 
 def open_feast(path: Path, feast: Any = None) -> Any:

@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 import numpy as np
 
+from features.blocks import Matrix
 from features.errors import InvalidFeatures
 from features.lookup import Completed, FeastLookup, Need
 from registry.mlmodel import Column
-from serving.decoding import Partial
+from serving.decoding import Arrays, Partial
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import FLOATS, INTEGERS, InputSchema, has_missing, narrow, shown
@@ -52,6 +53,13 @@ def _some_rows(lookup: FeastLookup, partial: Partial, names: tuple[str, ...], se
     wanted = {name: partial.absent[name][index] for name in names if name in partial.absent}
     given = {name: partial.given[name][index] for name in lookup.sources if name in partial.given}
     return Gaps(Need(names, len(rows), keys, seconds, wanted, given), index)
+
+
+def matrix_of(loaded: Loaded, partial: Partial, found: Mapping[str, np.ndarray]) -> Arrays | None:
+    """What was looked up as the model takes it, if that is just one matrix with every column in its place."""
+    if partial.given or not isinstance(found, Matrix) or loaded.schema.matrix != found.array.dtype:
+        return None
+    return (found.array,) if found.names == loaded.schema.names else None
 
 
 def fill_gaps(loaded: Loaded, partial: Partial, gaps: Gaps, found: Mapping[str, np.ndarray]) -> None:

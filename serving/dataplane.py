@@ -17,7 +17,7 @@ from features.errors import FeatureError
 from features.lookup import Completed, Need
 from monitoring.metrics import Metrics
 from serving.calls import Call, Out, Reply, Request
-from serving.completing import check_present, fill_gaps, find_gaps, tell
+from serving.completing import check_present, fill_gaps, find_gaps, matrix_of, tell
 from serving.decoding import Arrays, Partial, complete
 from serving.errors import DeadlineExceeded, Forbidden, NotFound, outcome_of
 from serving.fleet import Fleet
@@ -110,8 +110,10 @@ class DataPlane:
         note, gaps = "", find_gaps(loaded, partial, _share(deadline))
         if gaps is not None:
             completed = await self._look_up(loaded, gaps.need, servable)
-            fill_gaps(loaded, partial, gaps, completed.columns)
             note = tell(gaps, completed)
+            if (arrays := matrix_of(loaded, partial, completed.columns)) is not None:
+                return arrays, note
+            fill_gaps(loaded, partial, gaps, completed.columns)
         check_present(loaded.schema, partial)
         return complete(loaded.schema, partial), note
 

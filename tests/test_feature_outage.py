@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import yaml
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from scripts.load import Load
 from tests.models import columns, linear, register, skops
@@ -87,6 +90,16 @@ def entities(machines: list[int]) -> dict[str, Any]:
     return {"instances": [{"machine": machine} for machine in machines]}
 
 
+def trailing(server: Server, machines: list[int]) -> str:
+    """What a gRPC answer says of its rows."""
+    message = pb.ModelInferRequest(model_name="lenient")
+    tensor = message.inputs.add(name="machine", datatype="INT64", shape=[len(machines)])
+    tensor.contents.int64_contents.extend(machines)
+    with grpc.insecure_channel(server.grpc) as channel:
+        _, call = GRPCInferenceServiceStub(channel).ModelInfer.with_call(message, timeout=20)
+    return str(dict(call.trailing_metadata())["x-headway-features"])
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "remote"])
 def test_keys_predict_what_their_features_do(
     start: Callable[..., Server], repositories: dict[str, Path], kind: str
@@ -114,6 +127,7 @@ def test_keys_predict_what_their_features_do(
         True,
         False,
     )
+    assert trailing(server, [ABSENT]).startswith("store;rows=0, default;cause=missing;columns=")
     assert server.metric("headway_feature_rows_total", model_name="lenient", cause="null", action="default") == 1
     assert server.metric("headway_feature_rows_total", model_name="strict", cause="missing", action="error") == 1
 
