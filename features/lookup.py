@@ -79,12 +79,8 @@ class FeastLookup:
         threads: Executor,
     ) -> None:
         """`columns` are the signature's: MLflow type, and whether it is required. Raises InvalidFeatures."""
-        self.service, self._types, self._threads = (
-            service,
-            {name: type for name, (type, _) in columns.items()},
-            threads,
-        )
-        self.store = store
+        self.store, self.service, self._threads = store, service, threads
+        self._types = {name: type for name, (type, _) in columns.items()}
         self._coalescer = Coalescer(store)
         self._memory = Memory()
         self._features = _features(service, columns, layers)

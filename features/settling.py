@@ -28,9 +28,9 @@ class Event:
     rows: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Feature:
-    """One feature as a request sees it: its column, the keys it hangs on, and its policy."""
+    """One feature as a request sees it: its column, the keys it hangs on (none if it is computed), and its policy."""
 
     column: str
     keys: tuple[str, ...]
@@ -41,18 +41,18 @@ class Memory:
     """The last good value per feature and entity, the least recently used of them forgotten."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
-        self._values: LRUCache[tuple[str, Entity], tuple[Any, float]] = LRUCache(size)
+        self._values: LRUCache[tuple[Feature, Entity], tuple[Any, float]] = LRUCache(size)
 
-    def keep(self, column: str, entities: Sequence[Entity], values: np.ndarray, good: np.ndarray) -> None:
-        """Remembers the good values `[n]` of a column."""
+    def keep(self, feature: Feature, entities: Sequence[Entity], values: np.ndarray, good: np.ndarray) -> None:
+        """Remembers the good values `[n]` of a feature."""
         now, plain = time.monotonic(), values.tolist()
         for i in np.flatnonzero(good).tolist():
-            self._values[column, entities[i]] = plain[i], now
+            self._values[feature, entities[i]] = plain[i], now
 
-    def recall(self, column: str, entity: Entity, seconds: float) -> Any:
-        """The value, if it was read within so many seconds; else None."""
-        value, when = self._values.get((column, entity), (None, 0.0))
-        return value if time.monotonic() - when <= seconds else None
+    def recall(self, feature: Feature, entity: Entity) -> Any:
+        """The value, if it was read recently enough for the feature's policy; else None."""
+        value, when = self._values.get((feature, entity), (None, 0.0))
+        return value if time.monotonic() - when <= feature.policy.last_good_seconds else None
 
 
 def settle(
@@ -68,9 +68,9 @@ def settle(
     Only rows that are `wanted` count. Raises UnknownEntity, NullFeature, StaleFeature or FeaturesUnavailable.
     """
     troubles = _troubles(feature.policy, values, block)
-    if feature.policy.remembers:
+    if feature.policy.remembers and feature.keys:
         bad = np.logical_or.reduce([mask for _, mask in troubles])
-        memory.keep(feature.column, entities, values, wanted & ~bad)
+        memory.keep(feature, entities, values, wanted & ~bad)
     events: list[Event] = []
     for cause, mask in troubles:
         rows = np.flatnonzero(mask & wanted)
@@ -115,9 +115,12 @@ def _act(
 def _recall(
     feature: Feature, cause: Cause, values: np.ndarray, rows: np.ndarray, entities: Sequence[Entity], memory: Memory
 ) -> list[Event]:
-    """The last good values; where there is none the default, and where there is none of these either, an error."""
+    """The last good values; where there is none the default, and where there is none of these either, an error.
+
+    A computed feature has none of its own: those of its sources have gone into it.
+    """
     policy, column = feature.policy, feature.column
-    known = [memory.recall(column, entities[i], policy.last_good_seconds) for i in rows.tolist()]
+    known = [memory.recall(feature, entities[i]) if feature.keys else None for i in rows.tolist()]
     lost = np.array([value is None for value in known])
     if lost.any() and policy.default is None:
         raise refusal(feature, cause, int(lost.sum()))

@@ -171,6 +171,23 @@ async def test_rows_that_want_no_on_demand_feature_need_not_bring_its_inputs(sou
 
 
 @pytest.mark.parametrize("repository", ["sqlite"], indirect=True)
+async def test_an_on_demand_view_computes_from_the_last_good_values_of_its_sources(source: FeastSource) -> None:
+    """The store is out of reach; what was read before goes into the view, and a null that comes out has no last good."""
+    layer = {"on_missing": "last_good", "on_outage": "last_good", "on_null": "last_good", "default": -1.0}
+    lookup = source.lookup("ratios", RATIOS, [layer])
+    keys = {"machine": [20, NULL], "speed": [2.0, 2.0]}
+    first = await lookup(Need(("heat_per_load", "pace"), 2, keys, 20.0))
+    assert first.columns["pace"].tolist() == [STORED.load[20] * 2, STORED.load[NULL] * 2]
+    assert first.columns["heat_per_load"].tolist() == [STORED.heat[20] / STORED.load[20], -1 / STORED.load[NULL]]
+    for _ in range(9):
+        lookup.store.breaker.record(ok=False)
+    again = await lookup(Need(("heat_per_load", "pace"), 2, keys, 20.0))
+    assert again.columns["pace"].tolist() == first.columns["pace"].tolist()
+    assert again.columns["heat_per_load"].tolist() == first.columns["heat_per_load"].tolist()
+    assert {(action, cause) for action, cause, *_ in events(again)} == {("last_good", "outage"), ("default", "outage")}
+
+
+@pytest.mark.parametrize("repository", ["sqlite"], indirect=True)
 async def test_an_on_demand_view_that_raises_fails_its_request_alone(source: FeastSource) -> None:
     """A load of zero is brought by one of two requests that wait together."""
 
