@@ -1,75 +1,138 @@
-"""Online features from Feast: a lookup is prepared once per version and asks the store once per request."""
+"""The Feast repository: opened for the first version that needs it, read anew for each that is loaded."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from features.errors import FeaturesUnavailable, InvalidFeatures, UnknownEntity
-from features.values import FITTING, KEY_TYPES, check_key, read_column
+from features.breaker import Breaker, Circuit
+from features.coalescing import Store
+from features.errors import FeaturesUnavailable
+from features.lookup import FeastLookup
+from features.readers import Read, Reader, Threaded, feast_read
+from features.redis_reader import RedisReader, agrees, fail_fast, readable
+from features.remote_reader import remote_read
+from features.service import Service, View, resolve
 
 log = logging.getLogger("headway.features")
 MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
-NOT_FOUND = 3  # feast.protos.feast.serving.ServingService_pb2.FieldStatus
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a feature service offers: its join keys, and its features with the keys that each hangs on."""
-
-    keys: Mapping[str, str]
-    features: Mapping[str, str]
-    keys_of: Mapping[str, tuple[str, ...]]
 
 
 class FeastSource:
-    """A Feast repository. Importing Feast takes seconds and 200 MB, so it waits for the first version that needs it."""
+    """A Feast repository. Importing Feast takes seconds and 200 MB, so it waits for the first version that needs it.
 
-    def __init__(self, repo_path: Path) -> None:
-        self._path = repo_path
+    `timeout_seconds` bounds a read of the online store; `observe` hears of every read, `changed` of the breaker.
+    """
+
+    def __init__(
+        self,
+        repo_path: Path,
+        timeout_seconds: float = 0.25,
+        observe: Callable[[str, int, float], None] = lambda outcome, entities, seconds: None,
+        changed: Callable[[Circuit], None] = lambda circuit: None,
+    ) -> None:
+        self._path, self._timeout, self._observe = repo_path, timeout_seconds, observe
         self._lock = threading.Lock()
-        self._store: Any = None
+        self._feast: Any = None
+        self._breaker = Breaker(changed=changed)
+        self._threads = ThreadPoolExecutor(4, "headway-on-demand")
+        self._redis: RedisReader | None = None
+        self._threaded: Threaded | None = None
+        self._on_loop: Store
+        self._in_threads: Store
 
-    def lookup(self, service: str, columns: Mapping[str, str]) -> FeastLookup:
-        """Prepares the lookup of a feature service for a signature's columns (name → MLflow type). Blocks.
+    def lookup(
+        self,
+        service: str,
+        columns: Mapping[str, tuple[str, bool]],
+        layers: Sequence[Mapping[str, Any]] = (),
+        recorded: frozenset[str] | None = None,
+    ) -> FeastLookup:
+        """Prepares the lookup of a feature service for a signature's columns (name → MLflow type, required). Blocks.
 
+        `layers` say the policies; `recorded` are the features (`view:feature`) that the training run wrote down.
         Raises InvalidFeatures if the service does not exist or does not fit, FeaturesUnavailable if Feast's registry
         cannot be read.
         """
         with self._lock:  # versions load in several threads; Feast's registry cache is not made for that
-            store = self._open()
-            offer, found = _offer(store, service)
-        _check(service, offer, columns)
-        fitting = {name: columns[name] for name in columns if name in offer.features}
-        lookup = FeastLookup(store, found, offer, fitting)
-        lookup.warm()
-        return lookup
+            feast = self._open()
+            found = resolve(feast, service, {name: type for name, (type, _) in columns.items()}, recorded)
+            store = self._store(feast, found.views)
+        _tell(found, columns, store.reader)
+        return FeastLookup(store, found, columns, layers, self._threads)
+
+    async def close(self) -> None:
+        """Ends connections and threads; what hangs is left behind."""
+        if self._redis is not None:
+            await self._redis.aclose()
+        if self._threaded is not None:
+            self._threaded.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _open(self) -> Any:
-        """The store, with its registry read anew: definitions follow the versions, not a timer.
+        """The store, with its registry read anew: definitions follow the versions, not a timer."""
+        self._feast = open_feast(self._path, self._feast)
+        return self._feast
 
-        A registry cache that expires would be read again *inside* a request, and a registry that is down would fail
-        that request (Feast's file registry); so it never expires, and is read when a version is loaded.
-        """
-        try:
-            if self._store is None:
-                store = _feature_store()(repo_path=str(self._path))
-                store.config.registry.cache_ttl_seconds = 0
-                self._store = store
-            self._store.refresh_registry()
-        except ImportError as error:
-            raise FeaturesUnavailable(f"Feast cannot be imported ({error}); it comes with the extra 'feast'") from error
-        except Exception as error:
-            raise FeaturesUnavailable(f"the Feast repository {self._path} cannot be opened: {error}") from error
-        return self._store
+    def _store(self, feast: Any, views: Sequence[View]) -> Store:
+        """Redis on the loop where its layout is known; Feast's server and every other store in threads."""
+        if readable(feast) and agrees(feast, views, self._timeout):
+            if self._redis is None:
+                self._redis = RedisReader(feast, self._timeout)
+                self._on_loop = self._guarded(self._redis)
+            self._redis.prepare(views)
+            return self._on_loop
+        if self._threaded is None:
+            self._threaded = Threaded(self._blocking(feast))
+            self._in_threads = self._guarded(self._threaded)
+        return self._in_threads
+
+    def _guarded(self, reader: Reader) -> Store:
+        return Store(reader, self._breaker, self._timeout, self._observe)
+
+    def _blocking(self, feast: Any) -> Read:
+        kind = feast.config.online_store.type
+        if kind == "redis":
+            fail_fast(feast, self._timeout)
+        return remote_read(feast, self._timeout) if kind == "remote" else feast_read(feast)
+
+
+def open_feast(path: Path, feast: Any = None) -> Any:
+    """A repository's store, with its registry just read. Raises FeaturesUnavailable.
+
+    A registry cache that expires would be read again *inside* a request, and a registry that is down would fail that
+    request (Feast's file registry); so it never expires, and is read when a version is loaded.
+    """
+    try:
+        if feast is None:
+            feast = _feature_store()(repo_path=str(path))
+            feast.config.registry.cache_ttl_seconds = 0
+        feast.refresh_registry()
+    except ImportError as error:
+        raise FeaturesUnavailable(f"Feast cannot be imported ({error}); it comes with the extra 'feast'") from error
+    except Exception as error:
+        raise FeaturesUnavailable(f"the Feast repository {path} cannot be opened: {error}") from error
+    return feast
+
+
+def _tell(service: Service, columns: Mapping[str, tuple[str, bool]], reader: Reader) -> None:
+    """Where each column comes from, in the log."""
+    sources = {c: view.name for c, (view, _) in service.stored.items()} | {
+        c: on_demand.name for c, (on_demand, _) in service.computed.items()
+    }
+    log.info(
+        "features resolved",
+        extra={
+            "feature_service": service.name,
+            "columns": {name: sources.get(name, "request") for name in columns},
+            "reader": type(reader).__name__,
+        },
+    )
 
 
 def _feature_store() -> Any:
@@ -81,103 +144,3 @@ def _feature_store() -> Any:
     if before is None:
         os.environ.pop(MULTIPROC, None)
     return FeatureStore
-
-
-def _offer(store: Any, service: str) -> tuple[Offer, Any]:
-    from feast.errors import FeatureServiceNotFoundException
-
-    try:
-        found = store.get_feature_service(service, allow_cache=True)
-    except FeatureServiceNotFoundException as error:
-        raise InvalidFeatures(f"the Feast repository has no feature service {service[:64]!r}") from error
-    on_demand = {view.name for view in store.list_on_demand_feature_views(allow_cache=True)}
-    keys: dict[str, str] = {}
-    features: dict[str, str] = {}
-    keys_of: dict[str, tuple[str, ...]] = {}
-    for projection in found.feature_view_projections:
-        if projection.name in on_demand:
-            raise InvalidFeatures(
-                f"the feature service {service[:64]!r} holds the on-demand view {projection.name[:64]!r}, "
-                "which is not supported yet"
-            )
-        own = _join_keys(store, projection)
-        keys.update(own)
-        for field in projection.features:
-            features[field.name] = field.dtype.to_value_type().name
-            keys_of[field.name] = tuple(own)
-    return Offer(keys, features, keys_of), found
-
-
-def _join_keys(store: Any, projection: Any) -> dict[str, str]:
-    """The join keys of a view as a request names them, with their Feast types."""
-    view = store.get_feature_view(projection.name, allow_registry_cache=True)
-    return {
-        projection.join_key_map.get(column.name, column.name): column.dtype.to_value_type().name
-        for column in view.entity_columns
-    }
-
-
-def _check(service: str, offer: Offer, columns: Mapping[str, str]) -> None:
-    for name, type_name in offer.keys.items():
-        if type_name not in KEY_TYPES:
-            raise InvalidFeatures(f"the join key {name[:64]!r} is a {type_name}; keys are strings or integers")
-    if not offer.features.keys() & columns.keys():
-        raise InvalidFeatures(f"the feature service {service[:64]!r} has none of the model's columns")
-    for name, column_type in columns.items():
-        offered = offer.features.get(name)
-        if offered is not None and offered not in FITTING[column_type]:
-            raise InvalidFeatures(
-                f"the feature {name[:64]!r} is a {offered} in Feast and a {column_type} in the model's signature"
-            )
-
-
-class FeastLookup:
-    """Completes rows from one feature service. Shared by threads; blocks."""
-
-    def __init__(self, store: Any, service: Any, offer: Offer, columns: Mapping[str, str]) -> None:
-        self._store, self._service, self._offer, self._types = store, service, offer, dict(columns)
-        self.keys = frozenset(offer.keys)
-        self.columns = frozenset(columns)
-        self._down = False
-
-    def warm(self) -> None:
-        """Asks once, because Feast's first answer is fifty times slower. A store that is down is no reason to fail."""
-        blank = {name: ["" if kind == "STRING" else 0] for name, kind in self._offer.keys.items()}
-        with contextlib.suppress(FeaturesUnavailable):
-            self._ask(blank)
-
-    def __call__(self, keys: Mapping[str, Sequence[Any]], columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """The named columns, each `[n]`, for `n` entities: one columnar call.
-
-        Raises InvalidEntity for a missing key or one of the wrong type, UnknownEntity if nothing is stored for one,
-        FeaturesUnavailable if the store fails.
-        """
-        answer = self._ask({name: check_key(name, kind, keys.get(name)) for name, kind in self._offer.keys.items()})
-        position = {name: i for i, name in enumerate(answer.metadata.feature_names.val)}
-        found = {}
-        for column in columns:
-            result = answer.results[position[column]]
-            if NOT_FOUND in result.statuses:
-                key = " and ".join(repr(name[:64]) for name in self._offer.keys_of[column])
-                raise UnknownEntity(f"No features are stored for a value of the entity key {key}.")
-            found[column] = read_column(result.values, self._types[column])
-        return found
-
-    def _ask(self, entities: Mapping[str, Sequence[Any]]) -> Any:
-        try:
-            answer = self._store.get_online_features(features=self._service, entity_rows=entities).proto
-        except Exception as error:
-            self._note(error)
-            raise FeaturesUnavailable("The feature store did not answer.") from error
-        self._note(None)
-        return answer
-
-    def _note(self, error: Exception | None) -> None:
-        """One line when the store goes and one when it comes back, not one per request."""
-        if (error is not None) == self._down:
-            return
-        self._down = error is not None
-        if error is None:
-            log.info("feature store answers again", extra={"service": self._service.name})
-        else:
-            log.warning("feature store does not answer", extra={"service": self._service.name}, exc_info=error)

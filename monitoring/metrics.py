@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
 VERSION = ("model_name", "model_version")
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: What can be amiss with a looked-up value, and what is done about it.
+CAUSES = ("missing", "null", "stale", "outage")
+ACTIONS = ("error", "null", "default", "last_good")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -91,6 +95,25 @@ class Metrics:
         self.lookups = Counter(
             "headway_feature_lookups", "Feature lookups, by outcome", (*VERSION, "outcome"), registry=r
         )
+        self.feature_rows = Counter(
+            "headway_feature_rows",
+            "Values that a policy had to decide on, by cause and action",
+            (*VERSION, "cause", "action"),
+            registry=r,
+        )
+        self.reads = Counter("headway_feature_reads", "Reads of the online store, by outcome", ("outcome",), registry=r)
+        self.read_latency = Histogram(
+            "headway_feature_read_seconds", "Time of one read of the online store", buckets=SECONDS, registry=r
+        )
+        self.read_entities = Histogram(
+            "headway_feature_read_entities", "Entities per read of the online store", buckets=ROWS, registry=r
+        )
+        self.circuit = Gauge(
+            "headway_feature_circuit", "1 for the state that the online store's breaker is in", ("state",), registry=r
+        )
+        self.circuit_changes = Counter(
+            "headway_feature_circuit_changes", "Changes of the online store's breaker", ("state",), registry=r
+        )
         self.lookup_latency = Histogram(
             "headway_feature_lookup_seconds", "Time of one feature lookup", VERSION, buckets=SECONDS, registry=r
         )
@@ -128,6 +151,8 @@ class Metrics:
             _remove(self.restarts, (*pair, ending))
         for outcome in ("ok", "error"):
             _remove(self.lookups, (*pair, outcome))
+        for labels in product(CAUSES, ACTIONS):
+            _remove(self.feature_rows, (*pair, *labels))
         self.bound.cache_clear()
 
     def exposition(self) -> bytes:

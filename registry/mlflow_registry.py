@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
+import logging
 import os
 import re
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
 import yaml
-from mlflow.artifacts import download_artifacts
+from mlflow.artifacts import download_artifacts, load_dict
 from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
-from registry.patience import NotAskedAgain, Patience
+from registry.patience import NotAskedAgain, Patience, is_answer
 from registry.policies import Catalogue, EveryCarrier, Fixed, FollowAlias, FollowTag, Pinned, Policy
 from registry.versions import ModelVersion, configuring
 
+log = logging.getLogger("headway.registry")
+#: What Feast's integration leaves in a run: the features that the model was trained with.
+RECORDED = "feast_features.json"
+FEATURE_SERVICE = "feast.feature_service"
 #: What MLflow's servers give at most.
 PAGE = 1000
 NONSENSE = "what it says makes no sense"
@@ -79,8 +85,9 @@ class MlflowRegistry:
         if registry_uri is not None:
             mlflow.set_registry_uri(registry_uri)
         self._patience = patience or Patience()
+        self._service_of = lru_cache(maxsize=1024)(self._ask_run)  # a run is over: its tag is asked for once
 
-    @functools.cached_property
+    @cached_property
     def _client(self) -> MlflowClient:
         """Made at the first question: whoever serves a folder asks none, and without a server MLflow's client would
         make a database in the working folder."""
@@ -99,7 +106,7 @@ class MlflowRegistry:
         if isinstance(policy, Fixed) and not policy.uri.startswith(("models:", "runs:")):
             return (_folder(policy.uri),)
         try:
-            found = self._patience.ask(lambda: self._ask(policy))
+            found = self._patience.ask(lambda: tuple(self._with_run(version) for version in self._ask(policy)))
         except MlflowException as error:
             if _says_absent(error):
                 raise VersionNotFound(f"{policy.uri} does not exist in the registry") from error
@@ -109,6 +116,24 @@ class MlflowRegistry:
         if not all(_makes_sense(version, policy) for version in found):
             raise _unavailable(policy, ValueError(NONSENSE))
         return found
+
+    def recorded_features(self, version: ModelVersion) -> frozenset[str] | None:
+        """The features that a version's run wrote down when it trained, as Feast does it (`view:feature`), if it did.
+
+        None as well if MLflow cannot be asked now: a comparison is no reason to keep a version from serving.
+        """
+        if version.run_id is None or not version.uri.startswith(("models:", "runs:")):
+            return None
+        try:
+            return self._patience.ask(partial(self._recorded, version.run_id))
+        except (MlflowException, RegistryUnavailable, OSError, ValueError) as error:
+            log.warning("the features of the training run are not compared: %s", cause_of(error))
+            return None
+
+    def _recorded(self, run_id: str) -> frozenset[str] | None:
+        if all(found.path != RECORDED for found in self._client.list_artifacts(run_id)):
+            return None
+        return frozenset(map(str, load_dict(f"runs:/{run_id}/{RECORDED}")))
 
     def download(self, version: ModelVersion, into: Path) -> None:
         """Puts the version's files in the empty folder `into`. Raises InvalidModel, or OSError if the disk is full."""
@@ -161,6 +186,24 @@ class MlflowRegistry:
             token = page.token
             if not token:
                 return
+
+    def _with_run(self, version: ModelVersion) -> ModelVersion:
+        """The version with its run's feature service, if it names none itself: Feast tags the run when it trains."""
+        if version.run_id is None or FEATURE_SERVICE in version.tags:
+            return version
+        service = self._service_of(version.run_id)
+        if service is None:
+            return version
+        return replace(version, configuration=configuring({**version.tags, FEATURE_SERVICE: service}))
+
+    def _ask_run(self, run_id: str) -> str | None:
+        try:
+            tag: str | None = self._client.get_run(run_id).data.tags.get(FEATURE_SERVICE)
+        except MlflowException as error:
+            if not is_answer(error):
+                raise
+            return None  # the run is gone, or not ours to read
+        return tag
 
     def _logged_model(self, uri: str) -> ModelVersion:
         id = uri.rpartition("/")[2]

@@ -15,6 +15,7 @@ CONFIGURING = (
     "headway.per_instance",
     "headway.max_rows",
     "headway.max_wait_ms",
+    "headway.features",
 )
 
 

@@ -1,5 +1,6 @@
 """The main job on embedded stores: train and register, materialise features, serve the champion, call it over three
-protocols by features and by `machine_id`, and promote the challenger under load.
+protocols by features and by `machine_id`, promote the challenger under load, push a reading, and compute a feature
+from what the request brings.
 
 Everything it makes lies in `.quickstart/`; a second run trains nothing again. Run it as `scripts/quickstart.sh`.
 """
@@ -52,12 +53,15 @@ def main() -> None:
         stack.enter_context(_mlflow_server(args.mlflow_port))
         _train_once(tracking)
         _set_champion(tracking, "1")
+        _tag_service(tracking, "machine_health")
         stack.enter_context(_headway(args, tracking))
         base = f"http://127.0.0.1:{args.port}"
         _await_ready(base)
         _call_by_features(base, args.grpc_port)
         _call_by_machine(base, args.grpc_port)
         _promote_under_load(base, tracking, args.seconds)
+        _push_a_reading(base)
+        _compute_on_demand(base, tracking)
         if not args.once:
             _keep_serving(base, tracking, args.grpc_port)
     _step("everything stopped")
@@ -236,6 +240,45 @@ def _promote_under_load(base: str, tracking: str, seconds: float) -> None:
         raise Failed(f"requests were lost: {dict(load.tally.lost)}")
     if set(load.tally.versions) != {"1", "3"}:
         raise Failed("the promotion was not seen; see .quickstart/headway.log")
+
+
+def _risk(base: str, instance: Mapping[str, Any]) -> float:
+    """The probability of a failure, by machine_id."""
+    answer = requests.post(f"{base}/v1/models/{MODEL}:predict", json={"instances": [instance]}, timeout=10)
+    return float(_show(answer)["probabilities"][0][1])
+
+
+def _push_a_reading(base: str) -> None:
+    _step("a push to Feast's online store changes machine 17's vibration, and with it the next prediction")
+    risks = []
+    for vibration in ("0.2", "1.4"):
+        command = [sys.executable, "-m", "scripts.demo.features", "--feature-repo", FEAST, "--machine", "17"]
+        with (HOME / "push.log").open("ab") as log:
+            if subprocess.run([*command, "--vibration", vibration], stderr=log, check=False).returncode != 0:
+                raise Failed(f"the push failed; see {HOME / 'push.log'}.")
+        risks.append(_risk(base, {"machine_id": 17}))
+    if risks[0] == risks[1]:
+        raise Failed("the prediction did not change with the pushed reading.")
+
+
+def _compute_on_demand(base: str, tracking: str) -> None:
+    _step(
+        "version 3 takes the feature service machine_live: the load is power_kw, from the request, by the rated power"
+    )
+    _tag_service(tracking, "machine_live")
+    end = time.monotonic() + 60
+    ask = {"instances": [{"machine_id": 17, "power_kw": 20.0}]}
+    while requests.post(f"{base}/v1/models/{MODEL}:predict", json=ask, timeout=10).status_code != 200:
+        if time.monotonic() > end:
+            raise Failed("the changed tag was not seen; see .quickstart/headway.log")
+        time.sleep(0.2)
+    if _risk(base, {"machine_id": 17, "power_kw": 5.0}) == _risk(base, {"machine_id": 17, "power_kw": 36.0}):
+        raise Failed("the prediction does not depend on the request's power.")
+
+
+def _tag_service(tracking: str, service: str) -> None:
+    body = {"name": MODEL, "version": "3", "key": "feast.feature_service", "value": service}
+    requests.post(f"{tracking}/api/2.0/mlflow/model-versions/set-tag", json=body, timeout=10).raise_for_status()
 
 
 def _keep_serving(base: str, tracking: str, grpc_port: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import prometheus_client
 import uvloop
 
+from features.breaker import Circuit
 from features.store import FeastSource
 from monitoring.logs import configure_logging
 from monitoring.metrics import Metrics
@@ -25,7 +26,7 @@ from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
 from serving.herd import Herd
 from serving.lifecycle import State
-from serving.loading import FeatureSource, Loader
+from serving.loading import Loader
 from serving.manager import ModelManager
 from serving.memory import resident_bytes
 from serving.model import RegistryModel
@@ -93,7 +94,7 @@ async def _serve(settings: Settings) -> int:
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
     cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)
-    features = _features(settings.features.repo_path)
+    features = _features(settings, metrics)
     seats: dict[str, Seat] = {}
     limits = settings.server
     fleet = Fleet(
@@ -106,7 +107,7 @@ async def _serve(settings: Settings) -> int:
     )
 
     def seat(entry: ModelEntry) -> Seat:
-        manager = _manager(entry, settings, cache, features, recorder, fleet)
+        manager = _manager(entry, settings, registry, cache, features, recorder, fleet)
         return Seat(manager, _poller(entry, settings, registry, cache, manager, metrics))
 
     seats.update({entry.name: seat(entry) for entry in settings.models if entry.name})
@@ -121,7 +122,10 @@ async def _serve(settings: Settings) -> int:
         if settings.server.fail_fast:
             own.manager.first_failure = server.fail
     gc.freeze()  # what is imported stays; collecting after an unload then costs little
-    return await server.serve(lambda: _started(settings))
+    code = await server.serve(lambda: _started(settings))
+    if features is not None:
+        await features.close()
+    return code
 
 
 def _follow(
@@ -156,18 +160,35 @@ def _started(settings: Settings) -> None:
     )
 
 
-def _features(repo_path: str | None) -> FeatureSource | None:
+def _features(settings: Settings, metrics: Metrics) -> FeastSource | None:
     """The Feast repository of the settings, or the one that Feast's own variable names."""
+    repo_path = settings.features.repo_path
     if repo_path is None and "FEAST_FS_YAML_FILE_PATH" not in os.environ:
         return None
-    return FeastSource(Path(repo_path or ".")).lookup
+
+    def observe(outcome: str, entities: int, seconds: float) -> None:
+        metrics.reads.labels(outcome).inc()
+        metrics.read_entities.observe(entities)
+        metrics.read_latency.observe(seconds)
+
+    def show(circuit: Circuit) -> None:
+        for state in Circuit:
+            metrics.circuit.labels(state).set(state is circuit)
+
+    def changed(circuit: Circuit) -> None:
+        metrics.circuit_changes.labels(circuit).inc()
+        show(circuit)
+
+    show(Circuit.CLOSED)
+    return FeastSource(Path(repo_path or "."), settings.features.timeout_ms / 1000, observe, changed)
 
 
 def _manager(
     entry: ModelEntry,
     settings: Settings,
+    registry: MlflowRegistry,
     cache: ArtifactCache,
-    features: FeatureSource | None,
+    features: FeastSource | None,
     recorder: Recorder,
     fleet: Fleet,
 ) -> ModelManager:
@@ -176,7 +197,7 @@ def _manager(
     return ModelManager(
         entry.name,
         uri,
-        Loader(cache, options_of(entry, settings), features, processes),
+        Loader(cache, options_of(entry, settings), features, processes, registry.recorded_features),
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,

@@ -80,8 +80,9 @@ class Request(Protocol[Out_co]):
 
 @dataclass(slots=True)
 class Reply(Generic[Out]):
-    """An encoded answer, the version that gave it, and the seconds of each of `STAGES`."""
+    """An encoded answer, the version that gave it, the seconds of each of `STAGES`, and how rows were completed."""
 
     payload: Out
     version: str
     stages: tuple[float, float, float, float]
+    features: str = ""

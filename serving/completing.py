@@ -4,56 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
+from features.blocks import Matrix
 from features.errors import InvalidFeatures
+from features.lookup import Completed, FeastLookup, Need
 from registry.mlmodel import Column
-from serving.decoding import Partial
+from serving.decoding import Arrays, Partial
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import FLOATS, INTEGERS, InputSchema, has_missing, narrow, shown
 
+#: How many row ranges, columns or parts a note on a lookup shows: it travels in a header.
+MOST = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """What a request left to be looked up: `names`, for the rows `index`, by the `keys` of these rows."""
+    """What a request left to be looked up, for its rows `index`."""
 
-    names: tuple[str, ...]
+    need: Need
     index: np.ndarray
-    keys: dict[str, list[Any]]
 
 
-def find_gaps(loaded: Loaded, partial: Partial) -> Gaps | None:
-    """The gaps of a request, or None if it brought every column that could be looked up."""
+def find_gaps(loaded: Loaded, partial: Partial, seconds: float) -> Gaps | None:
+    """The gaps of a request, or None if it brought every column that could be looked up. They are due in `seconds`."""
     assert loaded.lookup is not None
     columns = [c.name for c in loaded.schema.columns if c.name in loaded.lookup.columns]
     names = tuple(c for c in columns if c not in partial.given or c in partial.absent)
     if not names:
         return None
+    if not partial.absent:
+        given = {name: partial.given[name] for name in loaded.lookup.sources if name in partial.given}
+        return Gaps(Need(names, partial.rows, partial.keys, seconds, {}, given), np.arange(partial.rows))
+    return _some_rows(loaded.lookup, partial, names, seconds)
+
+
+def _some_rows(lookup: FeastLookup, partial: Partial, names: tuple[str, ...], seconds: float) -> Gaps:
+    """The gaps of a request whose rows do not all leave the same open."""
     needed = np.zeros(partial.rows, dtype=bool)
     for name in names:
         needed |= partial.absent.get(name, True)
     index = np.flatnonzero(needed)
     rows = index.tolist()
-    return Gaps(names, index, {key: [values[i] for i in rows] for key, values in partial.keys.items()})
+    keys = {key: [values[i] for i in rows] for key, values in partial.keys.items()}
+    wanted = {name: partial.absent[name][index] for name in names if name in partial.absent}
+    given = {name: partial.given[name][index] for name in lookup.sources if name in partial.given}
+    return Gaps(Need(names, len(rows), keys, seconds, wanted, given), index)
+
+
+def matrix_of(loaded: Loaded, partial: Partial, found: Mapping[str, np.ndarray]) -> Arrays | None:
+    """What was looked up as the model takes it, if that is just one matrix with every column in its place."""
+    if partial.given or not isinstance(found, Matrix) or loaded.schema.matrix != found.array.dtype:
+        return None
+    return (found.array,) if found.names == loaded.schema.names else None
 
 
 def fill_gaps(loaded: Loaded, partial: Partial, gaps: Gaps, found: Mapping[str, np.ndarray]) -> None:
     """Puts looked-up columns in their rows; what a row brought itself stays."""
     columns = {c.name: c for c in loaded.schema.columns}
-    for name in gaps.names:
-        column = fit(columns[name], found[name])
+    for name in gaps.need.names:
         absent = partial.absent.get(name)
         if absent is None:  # then every row needed it
-            partial.given[name] = column
+            partial.given[name] = fit(columns[name], found[name])
             continue
-        whole = partial.given[name]
         mine = absent[gaps.index]
+        column, whole = fit(columns[name], found[name][mine]), partial.given[name]
         whole = whole.astype(np.result_type(whole, column), copy=True)
-        whole[gaps.index[mine]] = column[mine]
+        whole[gaps.index[mine]] = column
         partial.given[name] = whole
+
+
+def tell(gaps: Gaps, completed: Completed) -> str:
+    """What was done for which rows, compactly: `store;rows=0-31, default;cause=stale;columns=load+vibration;rows=2+5-7`."""
+    parts = [f"store;rows={ranges(gaps.index)}"]
+    merged: dict[tuple[str, str, bytes], list[str]] = {}
+    for event in completed.events:
+        merged.setdefault((event.action, event.cause, event.rows.tobytes()), []).append(quote(event.column))
+    for (action, cause, rows), columns in merged.items():
+        shown = "+".join(columns[:MOST]) + ("+..." if columns[MOST:] else "")
+        where = ranges(gaps.index[np.frombuffer(rows, dtype=np.intp)])
+        parts.append(f"{action};cause={cause};columns={shown};rows={where}")
+    return ", ".join(parts[:MOST])
+
+
+def ranges(rows: np.ndarray) -> str:
+    """Ascending row numbers as ranges, at most MOST of them: `0-3+7`."""
+    pieces = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in pieces[:MOST]]
+    return "+".join(shown) + (f"+({len(pieces) - MOST} more)" if pieces[MOST:] else "")
 
 
 def fit(column: Column, values: np.ndarray) -> np.ndarray:

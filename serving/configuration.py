@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from registry.errors import InvalidModel
 from registry.signatures import SignatureRule
 from serving.batching import BatchingLimits
+from serving.feature_policy import FeaturePolicies
 
 OUTPUTS = ("auto", "labels", "probabilities", "raw")
 ACTIVATIONS = ("none", "sigmoid", "softmax")
@@ -50,6 +53,7 @@ class Configuration:
     activation: str = "none"
     classes: tuple[Any, ...] | None = None
     feature_service: str | None = None
+    feature_layers: tuple[Mapping[str, Any], ...] = ()
     hang_seconds: float = 60.0
 
 
@@ -72,6 +76,7 @@ def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[st
         activation=_choice(said, "headway.activation", ACTIVATIONS) or "none",
         classes=_classes(said),
         feature_service=said.get("feast.feature_service"),
+        feature_layers=tuple(layer.get("features") or {} for layer in layers),
         hang_seconds=options.hang_seconds,
     )
 
@@ -83,7 +88,18 @@ def _from_model(said: Mapping[str, str]) -> dict[str, Any]:
         "per_instance": _boolean(said, "headway.per_instance"),
         "max_rows": None if rows is None else int(rows),
         "max_wait_ms": _number(said, "headway.max_wait_ms", lowest=0),
+        "features": _policies(said),
     }
+
+
+def _policies(said: Mapping[str, str]) -> dict[str, Any]:
+    """What the version says of its features' policies; it knows best which of them it can do without."""
+    try:
+        return FeaturePolicies.model_validate_json(said.get("headway.features", "{}")).layer()
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(str(part)[:64] for part in found["loc"])
+        raise InvalidModel(f"the tag headway.features: {where}: {found['msg']}") from error
 
 
 def _choice(said: Mapping[str, str], tag: str, choices: tuple[str, ...]) -> str | None:

@@ -7,18 +7,17 @@ shapes; errors leave as exceptions that `serving.errors` translates for every tr
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import numpy as np
-
+from features.errors import FeatureError
+from features.lookup import Completed, Need
 from monitoring.metrics import Metrics
 from serving.calls import Call, Out, Reply, Request
-from serving.completing import Gaps, check_present, fill_gaps, find_gaps
+from serving.completing import check_present, fill_gaps, find_gaps, matrix_of, tell
 from serving.decoding import Arrays, Partial, complete
 from serving.errors import DeadlineExceeded, Forbidden, NotFound, NotReady, outcome_of
 from serving.fleet import Fleet
@@ -33,12 +32,9 @@ log = logging.getLogger("headway.requests")
 class DataPlane:
     """Routes a call to its model and walks it through the stages. Lives on the event loop."""
 
-    def __init__(
-        self, fleet: Fleet, metrics: Metrics, feature_threads: int = 4, *, repository_api: bool = False
-    ) -> None:
+    def __init__(self, fleet: Fleet, metrics: Metrics, *, repository_api: bool = False) -> None:
         self._fleet, self._repository_api = fleet, repository_api
         self.metrics = metrics
-        self._feature_threads = ThreadPoolExecutor(feature_threads, "headway-features")
         self.draining = False
 
     @property
@@ -69,7 +65,6 @@ class DataPlane:
         """Fails whoever still waits."""
         for manager in self.managers:
             manager.close(error)
-        self._feature_threads.shutdown(wait=False, cancel_futures=True)
 
     async def infer(self, call: Call, request: Request[Out]) -> Reply[Out]:
         """Answers one request. Raises what `serving.errors.TABLE` knows; the lease is given back in any case."""
@@ -119,35 +114,36 @@ class DataPlane:
             raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
         await (self._fleet.summon(name) if load else self._fleet.dismiss(name))
 
-    async def complete(self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None) -> Arrays:
-        """Looks up what the request did not bring, in one call for all its rows; values that it did bring win."""
-        gaps = find_gaps(loaded, partial)
+    async def complete(
+        self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None
+    ) -> tuple[Arrays, str]:
+        """Looks up what the request did not bring, and notes how; values that it did bring win."""
+        note, gaps = "", find_gaps(loaded, partial, _share(deadline))
         if gaps is not None:
-            model, version = servable.model, servable.version.version
-            began = time.perf_counter()
-            try:
-                found = await self._look_up(loaded, gaps, deadline)
-            except BaseException:
-                self.metrics.lookups.labels(model, version, "error").inc()
-                raise
-            self.metrics.lookups.labels(model, version, "ok").inc()
-            self.metrics.lookup_latency.labels(model, version).observe(time.perf_counter() - began)
-            fill_gaps(loaded, partial, gaps, found)
+            completed = await self._look_up(loaded, gaps.need, servable)
+            note = tell(gaps, completed)
+            if (arrays := matrix_of(loaded, partial, completed.columns)) is not None:
+                return arrays, note
+            fill_gaps(loaded, partial, gaps, completed.columns)
         check_present(loaded.schema, partial)
-        return complete(loaded.schema, partial)
+        return complete(loaded.schema, partial), note
 
-    async def _look_up(self, loaded: Loaded, gaps: Gaps, deadline: float | None) -> dict[str, np.ndarray]:
+    async def _look_up(self, loaded: Loaded, need: Need, servable: Servable) -> Completed:
         assert loaded.lookup is not None
-        loop = asyncio.get_running_loop()
-        context = contextvars.copy_context()
-        when = None if deadline is None else loop.time() + deadline - time.monotonic()
+        metrics, pair = self.metrics, (servable.model, servable.version.version)
+        began = time.perf_counter()
         try:
-            async with asyncio.timeout_at(when):
-                return await loop.run_in_executor(
-                    self._feature_threads, context.run, loaded.lookup, gaps.keys, gaps.names
-                )
-        except TimeoutError as error:
-            raise DeadlineExceeded("The request's deadline passed while its features were looked up.") from error
+            completed = await loaded.lookup(need)
+        except BaseException as error:
+            metrics.lookups.labels(*pair, "error").inc()
+            if isinstance(error, FeatureError) and error.cause is not None:
+                metrics.feature_rows.labels(*pair, error.cause, "error").inc(error.rows)
+            raise
+        metrics.lookups.labels(*pair, "ok").inc()
+        metrics.lookup_latency.labels(*pair).observe(time.perf_counter() - began)
+        for event in completed.events:
+            metrics.feature_rows.labels(*pair, event.cause, event.action).inc(len(event.rows))
+        return completed
 
     def count(self, call: Call, version: str, error: BaseException) -> None:
         """Counts a request that failed, and logs what is no fault of its caller."""
@@ -161,3 +157,11 @@ class DataPlane:
         if outcome.http == 500:
             facts = {"model": model, "version": version, "reason": outcome.reason, "request_id": call.request_id}
             log.error("request failed", extra=facts, exc_info=error)
+
+
+def _share(deadline: float | None) -> float:
+    """How long features may take: half of what is left, so that the model can still answer. Raises DeadlineExceeded."""
+    left = math.inf if deadline is None else deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("The request's deadline passed before its features were looked up.")
+    return left / 2

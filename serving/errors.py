@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from grpc import StatusCode
 
-from features.errors import FeatureError, FeaturesUnavailable, InvalidEntity, UnknownEntity
+from features.errors import FeatureError, FeaturesUnavailable, InvalidEntity, NullFeature, UnknownEntity
 from registry.errors import RegistryError, UntrustedDelivery
 
 FIXED = "The server could not answer this request; the log has the reason under this request's id."
@@ -119,6 +119,7 @@ TABLE: dict[type[BaseException], Outcome] = {
     BadRequest: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
     InvalidEntity: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
     UnknownEntity: Outcome(400, StatusCode.INVALID_ARGUMENT, "unknown_entity"),
+    NullFeature: Outcome(400, StatusCode.INVALID_ARGUMENT, "bad_request"),
     UntrustedDelivery: Outcome(401, StatusCode.UNAUTHENTICATED, "unauthenticated"),
     Forbidden: Outcome(403, StatusCode.PERMISSION_DENIED, "forbidden"),
     NotFound: Outcome(404, StatusCode.NOT_FOUND, "not_found"),

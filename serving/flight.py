@@ -33,7 +33,7 @@ class Flight(Generic[Out]):
     """Answers one request of a model that exists. `done` hears the end, once; after `cancel`, never."""
 
     __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_call", "_decoded", "_done", "_item", "_loaded",
-                 "_manager", "_output", "_plane", "_request", "_servable", "_task")  # fmt: skip
+                 "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task")  # fmt: skip
 
     _loaded: Loaded
     _batcher: Batcher
@@ -56,6 +56,7 @@ class Flight(Generic[Out]):
         self._servable: Servable | None = None
         self._item: Item | None = None
         self._task: asyncio.Task[None] | None = None
+        self._note = ""
 
     def begin(self) -> None:
         """Takes the request as far as it goes at once. Raises nothing."""
@@ -112,7 +113,7 @@ class Flight(Generic[Out]):
 
     async def _complete(self, servable: Servable, want: Want) -> None:
         deadline = _deadline(self._call, self._loaded)
-        arrays = await self._plane.complete(self._decoded.partial, self._loaded, servable, deadline)
+        arrays, self._note = await self._plane.complete(self._decoded.partial, self._loaded, servable, deadline)
         self._at_predict = _clock()
         self._queue(arrays, want)
 
@@ -150,7 +151,7 @@ class Flight(Generic[Out]):
             at_encode - self._at_predict,
             _clock() - at_encode,
         )
-        return Reply(payload, servable.version.version, stages)
+        return Reply(payload, servable.version.version, stages, self._note)
 
     def _fail(self, error: Exception) -> None:
         version = self._servable.version.version if self._servable is not None else ""

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from features.lookup import FeastLookup
+from features.store import FeastSource
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel, Signature
 from registry.versions import ModelVersion
@@ -26,19 +28,8 @@ from serving.verdict import judge
 log = logging.getLogger("headway.lifecycle")
 
 
-class Lookup(Protocol):
-    """Completes rows that carry entity keys. `keys` are the join keys' names; `columns` what it can bring."""
-
-    keys: frozenset[str]
-    columns: frozenset[str]
-
-    def __call__(self, keys: Mapping[str, list[Any]], columns: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Columns `[n]` for the keys. Blocks: call it in a thread."""
-        ...
-
-
-#: Gives the lookup of a feature service for the columns of a signature (name → MLflow type). Blocks.
-FeatureSource = Callable[[str, Mapping[str, str]], Lookup]
+#: The features that a version's run wrote down when it trained (`view:feature`), or None if it did not. Blocks.
+Recorded = Callable[[ModelVersion], frozenset[str] | None]
 
 
 class Files(Protocol):
@@ -80,7 +71,7 @@ class Loaded:
     schema: InputSchema
     signature: Signature
     configuration: Configuration
-    lookup: Lookup | None = None
+    lookup: FeastLookup | None = None
     example: Arrays | None = None
     files: Files | None = None
     outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -114,10 +105,12 @@ class Loader:
         self,
         source: ArtifactSource,
         options: ModelOptions,
-        features: FeatureSource | None,
+        features: FeastSource | None,
         processes: Processes = Processes(),  # noqa: B008  frozen
+        recorded: Recorded = lambda version: None,
     ) -> None:
         self._source, self._options, self._features, self._processes = source, options, features, processes
+        self._recorded = recorded
 
     def load(self, version: ModelVersion) -> Loaded:
         """Fetches, checks and loads. Raises InvalidModel or whatever the flavour's library raises."""
@@ -133,7 +126,7 @@ class Loader:
         model = judge(version, files, options).accepted
         configuration = resolve(options, version.tags, model.metadata)
         schema = compile_schema(model.signature, ignore_extra=options.ignore_extra_columns)
-        lookup = self._lookup(configuration, schema)
+        lookup = self._lookup(version, configuration, schema)
         assert model.signature is not None
         example = _example(model, schema)
         runtime = self._runtime(version, model, schema, configuration)
@@ -149,7 +142,7 @@ class Loader:
             )
         return runtime_for(model)(model, schema, configuration)
 
-    def _lookup(self, configuration: Configuration, schema: InputSchema) -> Lookup | None:
+    def _lookup(self, version: ModelVersion, configuration: Configuration, schema: InputSchema) -> FeastLookup | None:
         service = configuration.feature_service
         if service is None or not schema.columns:
             return None
@@ -158,7 +151,8 @@ class Loader:
                 "features.repo_path is not set: rows must bring every column", extra={"feature_service": service}
             )
             return None
-        return self._features(service, {column.name: column.type for column in schema.columns})
+        columns = {column.name: (column.type, column.required) for column in schema.columns}
+        return self._features.lookup(service, columns, configuration.feature_layers, self._recorded(version))
 
 
 def warm(loaded: Loaded) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from registry.signatures import DEFAULT_FILE, SignatureRule
 from serving.configuration import ModelOptions
-from serving.settings import ModelEntry, Settings, Signature
+from serving.settings import ModelEntry, Served, Settings, Signature
 
 
 def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
@@ -27,9 +27,15 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
         isolation=_first(entry.isolation, defaults.isolation, "auto"),
         memory_mb=int(_first(entry.memory_mb, defaults.memory_mb, 0)),
         hang_seconds=float(_first(entry.hang_seconds, defaults.hang_seconds, 60.0)),
-        entry={**entry.batching.model_dump(), "output": entry.output, "per_instance": entry.per_instance},
-        defaults={**defaults.batching.model_dump(), "output": defaults.output, "per_instance": defaults.per_instance},
+        entry=_layer(entry),
+        defaults=_layer(defaults),
     )
+
+
+def _layer(said: Served) -> dict[str, Any]:
+    """What a version may say of itself as well, as the operator says it."""
+    own = {"output": said.output, "per_instance": said.per_instance, "features": said.features.layer()}
+    return {**said.batching.model_dump(), **own}
 
 
 def _signature(own: Signature, defaults: Signature) -> SignatureRule:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from registry.errors import InvalidReference
 from registry.policies import EveryCarrier, parse_reference, selector
+from serving.feature_policy import FeaturePolicies
 from serving.prefixes import check_prefix
 
 PREFIX = "HEADWAY_"
@@ -108,9 +109,11 @@ class Registry(_Group):
 
 
 class Features(_Group):
-    """The Feast repository: the folder that holds `feature_store.yaml`. Without one, rows must bring every column."""
+    """The Feast repository: the folder that holds `feature_store.yaml`. Without one, rows must bring every column.
+    `timeout_ms` bounds one read of its online store."""
 
     repo_path: str | None = None
+    timeout_ms: float = Field(250.0, gt=0, le=60_000)
 
 
 class Security(_Group):
@@ -155,6 +158,7 @@ class Served(_Group):
     isolation: Literal["auto", "process", "none"] | None = None
     memory_mb: int | None = Field(None, ge=0)
     hang_seconds: float | None = Field(None, gt=0)
+    features: FeaturePolicies = FeaturePolicies()
 
 
 class ModelEntry(Served):

@@ -13,7 +13,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from monitoring.metrics import Metrics
+from features.errors import Cause
+from features.policies import ACTIONS as POLICY_ACTIONS
+from features.policies import Target, policy_for
+from monitoring.metrics import ACTIONS, CAUSES, Metrics
 from registry.versions import CONFIGURING
 from serving.cli import parser
 from serving.commands import VERBS
@@ -62,6 +65,7 @@ def built_in() -> dict[str, Any]:
     """What holds for a model of which nobody says anything, by the name of its setting."""
     options = ModelOptions()
     resolved: Configuration = resolve(options, {}, {})
+    policy = policy_for((), Target("view", "column", "double", required=True, ttl=None))
     own = (
         "allow_pickle", "allow_code", "timeout_ms", "ignore_extra_columns", "isolation", "memory_mb", "hang_seconds",
     )  # fmt: skip
@@ -71,6 +75,12 @@ def built_in() -> dict[str, Any]:
         **{f"signature.{name}": getattr(options.signature, name) for name in ("required", "file", "public_key")},
         "signature.certificate_chain": None,
         **{f"batching.{name}": getattr(resolved.limits, name) for name in type(resolved.limits).__slots__},
+        **{f"features.on_{cause}": action for cause, action in policy.actions.items()},
+        "features.views": {},
+        "features.columns": {},
+        "features.default": policy.default,
+        "features.max_age_seconds": policy.max_age,
+        "features.last_good_seconds": policy.last_good_seconds,
     }
 
 
@@ -230,6 +240,11 @@ def test_every_metric_is_documented() -> None:
             real[name] = (type(metric).__name__.lower(), ", ".join(f"`{label}`" for label in metric._labelnames))
     named = {cells[0].strip("`"): (cells[1], cells[2]) for cells in rows("metrics.md", "`")}
     assert named == real
+
+
+def test_the_metrics_know_every_cause_and_action() -> None:
+    """The label sets of the feature policies are those of the policies."""
+    assert (set(CAUSES), ACTIONS) == (set(Cause), POLICY_ACTIONS)
 
 
 def test_every_reason_and_state_is_documented() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import cache, models, promote, serve, verify, webhook
+from serving.commands import cache, features, models, promote, serve, verify, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
@@ -18,4 +18,5 @@ VERBS: Sequence[Verb] = (
     verify.VERB,
     webhook.VERB,
     cache.VERB,
+    features.VERB,
 )

@@ -172,7 +172,8 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
                 request.model_name, request.model_version or None, None, identity, received, context.time_remaining()
             )
             reply = await self._plane.infer(call, GrpcRequest(request))
-            context.set_trailing_metadata((("x-request-id", identity), ("x-model-version", reply.version)))
+            told = (("x-headway-features", reply.features),) if reply.features else ()
+            context.set_trailing_metadata((("x-request-id", identity), ("x-model-version", reply.version), *told))
             return reply.payload
 
         return await _guard(context, answer)

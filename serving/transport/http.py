@@ -301,15 +301,21 @@ def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request |
 def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
     """The answer of a version, and who gave it in what time."""
     timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
-    headers = (*request.content, (b"x-model-version", reply.version.encode()), (b"server-timing", timing))
-    return Response(200, reply.payload, headers)
+    who = ((b"x-model-version", reply.version.encode()), (b"server-timing", timing))
+    return Response(200, reply.payload, (*request.content, *_completed(reply), *who))
+
+
+def _completed(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
+    """Says which rows were completed by a policy, if any were."""
+    return [(b"x-headway-features", reply.features.encode())] if reply.features else []
 
 
 def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
     """The same as bytes, with all headers: what `answered`, `complete_headers` and uvicorn would write."""
     timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
     identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
-    content = JSON_LINE if request.content is PLAIN else b"".join([LINE % header for header in request.content])
+    plain = request.content is PLAIN and not reply.features
+    content = JSON_LINE if plain else b"".join([LINE % header for header in (*request.content, *_completed(reply))])
     return WRITTEN % (content, reply.version.encode(), timing, len(reply.payload), identity, closing, reply.payload)
 
 
