@@ -54,15 +54,15 @@ def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:
     if any(map(width.__ne__, map(len, rows))):
         raise BadRequest(f"Every instance must have {width} values: {_named(schema)}.")
     if schema.matrix is not None and _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
-        fast = _matrix(rows, schema.matrix)
+        fast = numbers(rows, schema.matrix)
         if fast is not None:
             return (fast,)
     by_column = zip(*rows, strict=True)
     return lay_out(schema, [cast(c, values) for c, values in zip(schema.columns, by_column, strict=True)])
 
 
-def _matrix(rows: list[list[Any]], dtype: np.dtype[Any]) -> np.ndarray | None:
-    """The matrix of rows of plain numbers, or None if one does not fit and must be named. JSON's are finite doubles."""
+def numbers(rows: list[Any], dtype: np.dtype[Any]) -> np.ndarray | None:
+    """Plain numbers as one array, or None if one does not fit and must be named. JSON's are finite doubles."""
     try:
         matrix = np.array(rows, dtype=np.float64)
     except OverflowError:

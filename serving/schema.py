@@ -133,7 +133,7 @@ def _integers(column: Column, values: Sequence[Any], kinds: set[type]) -> np.nda
         raise _wrong(column, f"integers ({column.type})")
     whole = [_whole(column, v) for v in values] if float in kinds else values
     bounds = np.iinfo(INTEGERS[column.type])
-    present = [v for v in whole if v is not None]
+    present = whole if column.required else [v for v in whole if v is not None]
     if present and not (bounds.min <= min(present) and max(present) <= bounds.max):
         raise _wrong(column, f"integers that fit a {column.type}")
     if column.required:

@@ -29,8 +29,8 @@ from serving.dataplane import DataPlane
 from serving.errors import NotReady, ServingError
 from serving.fleet import Fleet
 from serving.model import Repository
+from serving.transport.answers import error_response
 from serving.transport.grpc import build_server
-from serving.transport.http import error_response
 from serving.transport.lane import LaneProtocol
 from serving.transport.protocol import Protocol
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from registry.mlmodel import Column, Tensor
-from serving.decoding import Arrays, Partial, check_shape, complete, decode_instances, json_array, lay_out
+from serving.decoding import Arrays, Partial, check_shape, complete, decode_instances, json_array, lay_out, numbers
 from serving.errors import BadRequest
 from serving.runtimes.base import DATATYPES
 from serving.schema import FLOATS, INTEGERS, InputSchema, cast, has_missing, kinds_of, narrow, shown
@@ -81,6 +81,10 @@ def _matrix(schema: InputSchema, tensor: Given) -> Arrays:
         _check_declared(tensor, tensor.flat)
         if tensor.kind not in "fi":
             raise BadRequest(f"Tensor {shown(tensor.name)!r} must be numeric.")
+        if schema.matrix is not None and None not in tensor.flat:
+            fast = numbers(tensor.flat, schema.matrix)
+            if fast is not None:
+                return (fast.reshape(rows, width),)
         partial = decode_instances(schema, [tensor.flat[i * width : (i + 1) * width] for i in range(rows)], frozenset())
         assert partial.arrays is not None
         return partial.arrays
@@ -168,7 +172,9 @@ def _check_declared(tensor: Given, values: list[Any]) -> None:
     ok = kinds <= allowed[tensor.kind]
     if ok and tensor.kind == "i":
         bounds = np.iinfo(NUMPY[tensor.datatype])
-        ok = all(v is None or (v == v // 1 and bounds.min <= v <= bounds.max) for v in values)
+        present = [v for v in values if v is not None]
+        ok = not present or (bounds.min <= min(present) and max(present) <= bounds.max)
+        ok = ok and not (float in kinds and any(v % 1 for v in present))
     if not ok:
         raise BadRequest(f"Tensor {shown(tensor.name)!r} has values that are no {tensor.datatype}.")
 

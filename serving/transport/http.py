@@ -8,31 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from monitoring.logs import request_id
 from monitoring.metrics import Metrics
-from serving.calls import STAGES, Call, Reply
 from serving.dataplane import DataPlane
 from serving.errors import (
     BadRequest,
     MethodNotAllowed,
     NotFound,
-    NotLoadedYet,
     NotOffered,
-    QueueFull,
-    RateLimited,
     ServingError,
-    outcome_of,
-    public_text,
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
-from serving.transport.head import JSON, PLAIN, Head
-from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, Target, target_of_path
-from serving.transport.v1 import V1Request, dumps, parse_object
-from serving.transport.v2 import V2Request
+from serving.transport.answers import Response, answered, complete_headers, error_response, question
+from serving.transport.head import Head
+from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, target_of_path
+from serving.transport.v1 import dumps, parse_object
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,24 +33,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-CLOSE = (b"connection", b"close")
-TIMING = b", ".join(stage.encode() + b";dur=%.3f" for stage in STAGES)
-LINE = b"%b: %b\r\n"
-JSON_LINE = LINE % JSON
-WRITTEN = (
-    b"HTTP/1.1 200 OK\r\n%bx-model-version: %b\r\nserver-timing: %b\r\n"
-    b"content-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
-)
 LINGER_SECONDS = 5.0
-
-
-class Response:
-    """Status, body and extra headers of one answer."""
-
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(self, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (JSON,)) -> None:
-        self.status, self.body, self.headers = status, body, list(headers)
 
 
 class ClientGone(Exception):
@@ -92,7 +68,7 @@ class Exchange(Head):
 
     async def _next(self) -> bytes:
         message = await self._receive()
-        if message["type"] == "http.disconnect":
+        if message.get("type") == "http.disconnect":
             raise ClientGone
         self._unread = message.get("more_body", False)
         return bytes(message.get("body", b""))
@@ -290,57 +266,8 @@ def _constant(body: dict[str, Any]) -> Handler:
     return answer
 
 
-def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request | V2Request]:
-    """What the data plane is asked by a request that has just been read. Raises BadRequest or BodyTooLarge."""
-    received, timeout = time.monotonic(), head.timeout()
-    body = head.unpacked(body)
-    request = V1Request(body) if target.v1 else V2Request(body, head.headers.get(b"inference-header-content-length"))
-    return Call(target.model, target.version, target.label, head.request_id, received, timeout), request
-
-
-def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
-    """The answer of a version, and who gave it in what time."""
-    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
-    who = ((b"x-model-version", reply.version.encode()), (b"server-timing", timing))
-    return Response(200, reply.payload, (*request.content, *_completed(reply), *who))
-
-
-def _completed(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
-    """Says which rows were completed by a policy, if any were."""
-    return [(b"x-headway-features", reply.features.encode())] if reply.features else []
-
-
-def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
-    """The same as bytes, with all headers: what `answered`, `complete_headers` and uvicorn would write."""
-    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
-    identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
-    plain = request.content is PLAIN and not reply.features
-    content = JSON_LINE if plain else b"".join([LINE % header for header in (*request.content, *_completed(reply))])
-    return WRITTEN % (content, reply.version.encode(), timing, len(reply.payload), identity, closing, reply.payload)
-
-
-def complete_headers(response: Response, head: Head, *, close: bool) -> list[tuple[bytes, bytes]]:
-    """All headers of an answer."""
-    headers = [
-        *response.headers,
-        (b"content-length", b"%d" % len(response.body)),
-        (b"x-request-id", head.request_id.encode("latin-1")),
-    ]
-    return [*headers, CLOSE] if close else headers
-
-
-def error_response(error: Exception) -> Response:
-    """The contract's error body and status for any exception."""
-    headers = [JSON]
-    if isinstance(error, QueueFull | RateLimited | NotLoadedYet):
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    if isinstance(error, MethodNotAllowed):
-        headers.append((b"allow", ", ".join(error.allow).encode()))
-    return Response(outcome_of(error).http, dumps({"error": public_text(error)}), headers)
-
-
 def _is_predict(path: str) -> bool:
     return path.startswith("/v1/models/") and path.endswith(":predict")
 
 
-__all__ = ["Exchange", "Http", "Response", "answered", "complete_headers", "error_response", "question", "written"]
+__all__ = ["Exchange", "Http"]

@@ -19,8 +19,9 @@ from serving.calls import Reply
 from serving.dataplane import DataPlane
 from serving.errors import ServingError
 from serving.flight import Flight
+from serving.transport.answers import Response, complete_headers, error_response, question, written
 from serving.transport.head import Head
-from serving.transport.http import LINGER_SECONDS, Response, complete_headers, error_response, question, written
+from serving.transport.http import LINGER_SECONDS
 from serving.transport.protocol import Protocol, render
 from serving.transport.routes import Target, target_of
 from serving.transport.v1 import V1Request

@@ -8,8 +8,9 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from serving.transport.answers import CLOSE, LINE
 from serving.transport.head import JSON
-from serving.transport.http import CLOSE, LINE, LINGER_SECONDS
+from serving.transport.http import LINGER_SECONDS
 from serving.transport.v1 import dumps
 
 LARGEST_HEAD = 65536
