@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from features.blocks import Block, Matrix
 from features.coalescing import Coalescer, Found, Store
 from features.errors import FeaturesUnavailable
 from features.on_demand import compute
-from features.policies import Policy, Target, policy_for
+from features.planning import Place, Plan, features_of, make_plan, place
 from features.readers import Entity
 from features.service import OnDemand, Service, View
 from features.settling import Event, Feature, Memory, settle
@@ -24,8 +24,6 @@ from features.values import check_key, to_column
 
 #: How long the function of an on-demand view may take, if the request has no deadline.
 ON_DEMAND_SECONDS = 10.0
-#: Where a feature is in a block: among the floats or the others, and at which position.
-Place = tuple[bool, int]
 
 
 @dataclass(slots=True)  # not frozen, like Completed and Block: one is made per request, and frozen ones take longer
@@ -52,21 +50,6 @@ class Completed:
     events: Sequence[Event] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What a set of columns takes: views to read, stored columns, and on-demand views with their outputs.
-
-    `matrix` is the one view whose floats are all that is wanted, with their columns in the order of `View.floats`; `clean`
-    says that values that are there need no second look.
-    """
-
-    views: tuple[View, ...]
-    matrix: tuple[View, tuple[str, ...]] | None
-    stored: tuple[tuple[str, View, Place], ...]
-    computed: tuple[tuple[OnDemand, tuple[tuple[str, str], ...]], ...]
-    clean: bool
-
-
 class FeastLookup:
     """Completes rows from one feature service. Belongs to the event loop."""
 
@@ -83,8 +66,8 @@ class FeastLookup:
         self._types = {name: type for name, (type, _) in columns.items()}
         self._coalescer = Coalescer(store)
         self._memory = Memory()
-        self._features = _features(service, columns, layers)
-        self._plan = lru_cache(maxsize=64)(self._make_plan)  # a request may leave any set of columns open
+        self._features = features_of(service, columns, layers)
+        self._plan = lru_cache(maxsize=64)(partial(make_plan, service, self._features))
         self.keys, self.columns = service.asked, service.columns
         self.sources = frozenset(name for made, _ in service.computed.values() for _, name in made.sources)
 
@@ -114,7 +97,7 @@ class FeastLookup:
 
     async def _settled(
         self,
-        plan: _Plan,
+        plan: Plan,
         need: Need,
         entities: Mapping[View, Sequence[Entity]],
         found: Found | None,
@@ -139,7 +122,7 @@ class FeastLookup:
         for on_demand, outputs in plan.computed:
             rows = _rows(need, [column for column, _ in outputs])
             sources = {
-                name: settled(self._features[f"{view.name}__{name}"], view, _place(view, name), rows)
+                name: settled(self._features[f"{view.name}__{name}"], view, place(view, name), rows)
                 for view, name in on_demand.sources
             }
             for column, values in (await self._compute(on_demand, outputs, sources, need, rows)).items():
@@ -179,7 +162,7 @@ class FeastLookup:
             made[column][index] = found[output]
         return made
 
-    def _plain_columns(self, plan: _Plan, found: Found) -> Mapping[str, np.ndarray]:
+    def _plain_columns(self, plan: Plan, found: Found) -> Mapping[str, np.ndarray]:
         """The columns of blocks that need no second look."""
         if plan.matrix is not None:
             view, names = plan.matrix
@@ -189,7 +172,7 @@ class FeastLookup:
     def _column(self, column: str, values: np.ndarray) -> np.ndarray:
         return values if values.dtype.kind == "f" else to_column(values.tolist(), self._types[column])
 
-    def _entities(self, view: View, plan: _Plan, need: Need) -> list[Entity]:
+    def _entities(self, view: View, plan: Plan, need: Need) -> list[Entity]:
         """The entities of the rows that want a view. Raises InvalidEntity."""
         keys = need.keys
         if need.wanted:
@@ -199,70 +182,13 @@ class FeastLookup:
                 return []
         return list(zip(*[check_key(key.asked, key.type, keys.get(key.asked)) for key in view.keys], strict=True))
 
-    def _wanting(self, view: View, plan: _Plan) -> list[str]:
+    def _wanting(self, view: View, plan: Plan) -> list[str]:
         """The columns that come from a view, directly or computed."""
         columns = [column for column, source, _ in plan.stored if source is view]
         for on_demand, outputs in plan.computed:
             if any(source is view for source, _ in on_demand.sources):
                 columns += [column for column, _ in outputs]
         return columns
-
-    def _make_plan(self, names: tuple[str, ...]) -> _Plan:
-        service = self.service
-        sources = [(name, *service.stored[name]) for name in names if name in service.stored]
-        stored = tuple((column, view, _place(view, feature)) for column, view, feature in sources)
-        computed: dict[OnDemand, list[tuple[str, str]]] = {}
-        for name in names:
-            if name in service.computed:
-                on_demand, output = service.computed[name]
-                computed.setdefault(on_demand, []).append((name, output))
-        views = [view for _, view, _ in stored] + [view for made in computed for view, _ in made.sources]
-        return _Plan(
-            views=tuple(dict.fromkeys(views)),
-            matrix=_matrix(stored),
-            stored=stored,
-            computed=tuple((on_demand, tuple(outputs)) for on_demand, outputs in computed.items()),
-            clean=not computed and all(_plain(self._features[name].policy) for name, _, _ in stored),
-        )
-
-
-def _matrix(stored: Sequence[tuple[str, View, Place]]) -> tuple[View, tuple[str, ...]] | None:
-    """The view and the columns, if these are all floats of one view, each once."""
-    views = {view for _, view, _ in stored}
-    names = {at: column for column, _, (floats, at) in stored if floats}
-    if len(views) != 1 or len(names) != len(stored):
-        return None
-    view = views.pop()
-    return (view, tuple(names[i] for i in range(len(names)))) if len(names) == len(view.floats) else None
-
-
-def _plain(policy: Policy) -> bool:
-    """Whether a value that is there needs no second look."""
-    return policy.max_age is None and not policy.remembers
-
-
-def _features(
-    service: Service, columns: Mapping[str, tuple[str, bool]], layers: Sequence[Mapping[str, Any]]
-) -> dict[str, Feature]:
-    """Features by column; the sources of on-demand views as `view__feature`."""
-    found = {}
-    for column, (view, _) in service.stored.items():
-        target = Target(view.name, column, *columns[column], ttl=view.ttl)
-        found[column] = Feature(column, tuple(key.asked for key in view.keys), policy_for(layers, target))
-    for column, (on_demand, _) in service.computed.items():
-        target = Target(on_demand.name, column, *columns[column], ttl=None)
-        found[column] = Feature(column, (), policy_for(layers, target))
-        for view, name in on_demand.sources:
-            type = _MLFLOW.get(view.types[name], "binary")
-            policy = policy_for(layers, Target(view.name, name, type, required=False, ttl=view.ttl))
-            found[f"{view.name}__{name}"] = Feature(name, tuple(key.asked for key in view.keys), policy)
-    return found
-
-
-_MLFLOW = {
-    "DOUBLE": "double", "FLOAT": "double", "INT32": "long", "INT64": "long", "BOOL": "boolean", "STRING": "string",
-    "UNIX_TIMESTAMP": "datetime",
-}  # fmt: skip
 
 
 def _rows(need: Need, columns: Sequence[str]) -> np.ndarray:
@@ -306,10 +232,6 @@ def _widen(view: View, block: Block | None, rows: np.ndarray) -> Block:
         for ours, theirs in zip(wide.others, block.others, strict=True):
             ours[rows] = theirs
     return wide
-
-
-def _place(view: View, name: str) -> Place:
-    return (True, view.floats.index(name)) if name in view.floats else (False, view.others.index(name))
 
 
 def _values(block: Block, at: Place) -> np.ndarray:
