@@ -87,7 +87,9 @@ class Memory:
             return
         key = (servable.model, servable.version.version)
         async with self._one_at_a_time:
-            await self._make_room(self._took.get(key, 0), servable, self._budget)
+            known = self._took.get(key)
+            wanted = self._typical() if known is None else known
+            await self._make_room(wanted, servable, self._budget, sure=known is not None)
             before, modules = self._settled(), len(sys.modules)
             yield
             grown = self._settled() - before if len(sys.modules) == modules else 0
@@ -95,15 +97,20 @@ class Memory:
             # A library that was imported on the way stays, and is shared: then the size of the files must do.
             servable.memory = max(grown + elsewhere(servable), files, self._took.get(key, 0))
             self._took[key] = servable.memory
-            await self._make_room(0, servable, self._budget)
+            await self._make_room(0, servable, self._budget, sure=True)
 
     def _settled(self) -> int:
         give_back()  # what loading took in passing is not what the model takes
         return self._resident()
 
-    async def _make_room(self, wanted: int, coming: Servable, budget: int) -> None:
+    def _typical(self) -> int:
+        """What a version takes that was never loaded: a guess, so that memory is made free before it is used."""
+        return sum(self._took.values()) // len(self._took) if self._took else 0
+
+    async def _make_room(self, wanted: int, coming: Servable, budget: int, *, sure: bool) -> None:
+        """Raises NoRoom if that is not to be had, and it is `sure` that so much is wanted."""
         own = wanted or coming.memory
-        if self._never_leaves() + own > budget and not self._stays(coming):
+        if sure and self._never_leaves() + own > budget and not self._stays(coming):
             raise no_room(coming, own)
         while self.used + wanted > budget:
             going = next(self._going(), None)
@@ -112,8 +119,8 @@ class Memory:
             if going is not None:
                 await going.gone.wait()
                 give_back()
-            elif self._stays(coming):
-                return  # what must be there is loaded, whatever it takes
+            elif not sure or self._stays(coming):
+                return  # what must be there is loaded, whatever it takes; and a guess refuses nobody
             else:
                 raise no_room(coming, own)
 

@@ -84,7 +84,8 @@ def test_more_models_than_memory(
     megabytes: int,
     seconds: float,
 ) -> None:
-    """Resident memory, beyond that of the server with its libraries and no model, stays within the budget + 20 %."""
+    """Resident memory, beyond that of the server with its libraries and no model, stays within the budget + 20 %. Beside
+    so few as in the short run, what one load takes in passing (the files, and a copy) is more than that."""
     known = {i for i in range(models) if registered(shared, f"load-{i}")}
     for i in set(range(models)) - known:
         register(shared.uri, f"load-{i}", heavy(float(i), megabytes), columns(("a", "double")))
@@ -108,7 +109,7 @@ def test_more_models_than_memory(
     print(f"\n{dict(seen.statuses)}; budget {budget / MB:.0f} MiB, {most}")  # noqa: T201
     assert seen.wrong == []
     assert seen.statuses[200] > models
-    assert peak <= budget * 1.2
+    assert peak <= budget * 1.2 + (2 * megabytes * MB if fit < 10 else 0)
     assert not [line for line in server.lines() if line["message"] == "reconciling stumbled"]
 
 
