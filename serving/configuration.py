@@ -37,6 +37,7 @@ class ModelOptions:
     isolation: str = "auto"
     memory_mb: int = 0
     hang_seconds: float = 60.0
+    accelerate: str = "auto"
     entry: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class Configuration:
     feature_service: str | None = None
     feature_layers: tuple[Mapping[str, Any], ...] = ()
     hang_seconds: float = 60.0
+    accelerate: bool = True
 
 
 def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[str, str]) -> Configuration:
@@ -78,6 +80,7 @@ def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[st
         feature_service=said.get("feast.feature_service"),
         feature_layers=tuple(layer.get("features") or {} for layer in layers),
         hang_seconds=options.hang_seconds,
+        accelerate=options.accelerate == "auto",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +17,12 @@ from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel, Signature
 from registry.versions import ModelVersion
 from serving.configuration import Configuration, ModelOptions, resolve
-from serving.decoding import Arrays, Partial, complete, decode_instances
-from serving.runtimes.base import Outputs, Runtime, Want, datatype_of
+from serving.decoding import Arrays
+from serving.examples import blank_rows, example_rows
+from serving.runtimes.base import Engine, Outputs, Runtime, Want, datatype_of
 from serving.runtimes.choose import runtime_for
 from serving.runtimes.process import Processes, ProcessRuntime
-from serving.schema import InputSchema, blank, compile_schema
+from serving.schema import InputSchema, compile_schema
 from serving.trust import brings_code
 from serving.verdict import judge
 
@@ -128,8 +129,9 @@ class Loader:
         schema = compile_schema(model.signature, ignore_extra=options.ignore_extra_columns)
         lookup = self._lookup(version, configuration, schema)
         assert model.signature is not None
-        example = _example(model, schema)
+        example = example_rows(model, schema)
         runtime = self._runtime(version, model, schema, configuration)
+        _say(version, runtime.engine)
         return Loaded(runtime, schema, model.signature, configuration, lookup, example, files)
 
     def _runtime(
@@ -155,11 +157,18 @@ class Loader:
         return self._features.lookup(service, columns, configuration.feature_layers, self._recorded(version))
 
 
+def _say(version: ModelVersion, engine: Engine) -> None:
+    facts = {"model": version.name, "version": version.version, "engine": engine.name}
+    if engine.why is not None:
+        facts["not_accelerated"] = engine.why
+    log.info("runtime loaded", extra=facts)
+
+
 def warm(loaded: Loaded) -> float:
     """Runs the model at 1, 2 and `max_rows` rows, with and without probabilities, and returns the milliseconds that a
     full batch takes. Raises whatever the model raises, or InvalidModel if it answers another number of rows."""
     most = loaded.configuration.limits.max_rows
-    example = loaded.example or _blank(loaded.schema)
+    example = loaded.example or blank_rows(loaded.schema)
     want = Want.LABELS | (Want.PROBABILITIES if loaded.runtime.classes is not None else Want.NONE)
     for rows in sorted({1, min(2, most), most}):
         outputs, _ = _run(loaded, example, rows, want | Want.RAW)
@@ -184,36 +193,3 @@ def describe(outputs: Outputs) -> list[dict[str, Any]]:
         for name, array in named.items()
         if array is not None
     ]
-
-
-def _blank(schema: InputSchema) -> Arrays:
-    if schema.columns:
-        return complete(schema, Partial(1, given={c.name: blank(c, 1) for c in schema.columns}))
-    return tuple(np.zeros([1, *(max(1, n) for n in t.shape[1:])], dtype=np.dtype(t.dtype)) for t in schema.tensors)
-
-
-def _example(model: MLmodel, schema: InputSchema) -> Arrays | None:
-    """The model's own input example as arrays, or None if it has none that fits its signature."""
-    try:
-        return _decode_example(model.example or {}, schema)
-    except Exception:  # noqa: BLE001  an example is a courtesy; zeros do as well
-        return None
-
-
-def _decode_example(example: Mapping[str, Any], schema: InputSchema) -> Arrays | None:
-    if schema.tensors:
-        inputs = example.get("inputs")
-        named = len(schema.tensors) > 1 or isinstance(inputs, dict)
-        rows = (
-            [dict(zip(inputs, r, strict=True)) for r in zip(*inputs.values(), strict=True)]
-            if named and inputs
-            else inputs
-        )
-        return decode_instances(schema, rows, frozenset()).arrays if rows else None
-    split = example.get("dataframe_split", {})
-    rows = (
-        [dict(zip(split["columns"], row, strict=True)) for row in split["data"]]
-        if "columns" in split
-        else split.get("data", example.get("inputs"))  # a network is logged with an array, whatever its signature
-    )
-    return decode_instances(schema, rows, frozenset()).arrays if rows else None

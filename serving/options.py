@@ -27,6 +27,7 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
         isolation=_first(entry.isolation, defaults.isolation, "auto"),
         memory_mb=int(_first(entry.memory_mb, defaults.memory_mb, 0)),
         hang_seconds=float(_first(entry.hang_seconds, defaults.hang_seconds, 60.0)),
+        accelerate=_first(entry.accelerate, defaults.accelerate, "auto"),
         entry=_layer(entry),
         defaults=_layer(defaults),
     )

@@ -159,6 +159,7 @@ class Served(_Group):
     memory_mb: int | None = Field(None, ge=0)
     hang_seconds: float | None = Field(None, gt=0)
     features: FeaturePolicies = FeaturePolicies()
+    accelerate: Literal["auto", "off"] | None = None
 
 
 class ModelEntry(Served):

@@ -42,14 +42,23 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
         "run_id": facts.run_id if facts else None,
         "digest": current.loaded.digest if current and current.loaded else None,
         "size_bytes": current.loaded.size if current and current.loaded else None,
+        "engine": _engine(current) if current else None,
         "since": leading.since if leading else None,
         "stale": manager.stale,
         "problem": manager.trouble(),
-        "versions": [{"version": s.version.version, "state": s.state, "reason": _reason(s)} for s in manager.servables],
+        "versions": [
+            {"version": s.version.version, "state": s.state, "reason": _reason(s), "engine": _engine(s)}
+            for s in manager.servables
+        ],
     }
     if current is None:
         body["error"] = f"No version is READY: {manager.why()}."
     return body
+
+
+def _engine(servable: Servable) -> str | None:
+    """What computes a version's answers; null until it is loaded."""
+    return servable.loaded.runtime.engine.name if servable.loaded else None
 
 
 def _reason(servable: Servable) -> str | None:

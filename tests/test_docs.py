@@ -68,6 +68,7 @@ def built_in() -> dict[str, Any]:
     policy = policy_for((), Target("view", "column", "double", required=True, ttl=None))
     own = (
         "allow_pickle", "allow_code", "timeout_ms", "ignore_extra_columns", "isolation", "memory_mb", "hang_seconds",
+        "accelerate",
     )  # fmt: skip
     return {
         **{name: getattr(options, name) for name in own},

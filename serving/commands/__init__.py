@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import cache, features, models, promote, serve, verify, webhook
+from serving.commands import accelerate, cache, features, models, promote, serve, verify, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
@@ -16,6 +16,7 @@ VERBS: Sequence[Verb] = (
     promote.PROMOTE,
     promote.ROLLBACK,
     verify.VERB,
+    accelerate.VERB,
     webhook.VERB,
     cache.VERB,
     features.VERB,

@@ -58,12 +58,25 @@ def _join(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.concatenate(present) if len(present) == len(arrays) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What computes a version's answers, and why nothing faster does, where that was tried."""
+
+    name: str
+    why: str | None = None
+
+
 class Runtime(Protocol):
     """One loaded model. `predict` may be called from one thread at a time and must not keep the arrays."""
 
     @property
     def classes(self) -> np.ndarray | None:
         """The classes, in the order of the probability columns; None if the model is no classifier."""
+        ...
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the answers."""
         ...
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:

@@ -2,7 +2,7 @@
 
 Started as `python -m serving.runtimes.child FD PARENT`. Messages (`serving.runtimes.wire`):
 
-    → {path, ignore_extra, task, activation, classes}   ← {ready} with `classes`, or {failed: reason}
+    → {path, ignore_extra, task, activation, classes, accelerate}   ← {ready, engine} with `classes`, or {failed: reason}
     → {rows, want} with the input's arrays              ← {} with the outputs' arrays, or {raised: class, text}
 """
 
@@ -17,6 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def main(fd: int, parent: int) -> int:
         traceback.print_exc()
         stream.sendall(pack({"failed": _reason(error)}, {}))
         return 1
-    stream.sendall(pack({"ready": True}, _classes(runtime)))
+    stream.sendall(pack({"ready": True, "engine": asdict(runtime.engine)}, _classes(runtime)))
     with contextlib.suppress(EOFError, OSError):
         while True:
             stream.sendall(_answer(runtime, receive(stream)))
@@ -81,6 +82,7 @@ def _load(order: Mapping[str, Any]) -> Runtime:
         task=order["task"],
         activation=order["activation"],
         classes=None if classes is None else tuple(classes),
+        accelerate=order["accelerate"],
     )
     load = runtime_for(model)
     _step_aside(model)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from serving.configuration import Configuration
+from serving.examples import blank_rows, example_rows
 from serving.runtimes.base import Runtime
 from serving.schema import InputSchema
+
+if TYPE_CHECKING:
+    from serving.runtimes.sklearn import SklearnRuntime
 
 Load = Callable[[MLmodel, InputSchema, Configuration], Runtime]
 NO_FLAVOR = "the version has no flavour that can be served: sklearn, pytorch, onnx or python_function"
@@ -30,7 +35,21 @@ def runtime_for(model: MLmodel) -> Load:
 def _sklearn() -> Load:
     from serving.runtimes.sklearn import load_sklearn
 
-    return lambda model, schema, configuration: load_sklearn(model, schema)
+    return lambda model, schema, configuration: _accelerated(load_sklearn(model, schema), model, schema, configuration)
+
+
+def accelerates(model: MLmodel) -> bool:
+    """Whether acceleration is tried. Versions that bring code are left as they are."""
+    return flavor_of(model) == "sklearn" and not any(conf.get("code") for conf in model.flavors.values())
+
+
+def _accelerated(native: SklearnRuntime, model: MLmodel, schema: InputSchema, configuration: Configuration) -> Runtime:
+    """The runtime, or a faster one that was proved to answer the same."""
+    if not (configuration.accelerate and accelerates(model)):
+        return native
+    from serving.runtimes.accelerated.accelerate import accelerated
+
+    return accelerated(native, schema, example_rows(model, schema) or blank_rows(schema))
 
 
 def _pytorch() -> Load:

@@ -14,7 +14,7 @@ from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from registry.pyfunc import add_code
 from serving.configuration import Configuration
-from serving.runtimes.base import Outputs, Want
+from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.interpret import Interpretation
 from serving.schema import InputSchema
 
@@ -30,6 +30,7 @@ class OnnxRuntime:
     converters of scikit-learn write them."""
 
     def __init__(self, session: Any, schema: InputSchema, configuration: Configuration) -> None:
+        self.engine = Engine("onnxruntime")
         self._session, self._meaning = session, Interpretation(configuration)
         self._inputs = {node.name: _dtype(node) for node in session.get_inputs()}
         self._names = [column.name for column in schema.columns]

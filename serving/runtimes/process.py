@@ -22,7 +22,7 @@ from registry.mlmodel import MLmodel
 from serving.configuration import Configuration
 from serving.errors import ModelFailed, NotReady
 from serving.lifecycle import backoff
-from serving.runtimes.base import Outputs, Want
+from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.spawn import Child, Ending, Gone, Unsent
 from serving.runtimes.wire import pack
 
@@ -65,6 +65,7 @@ class ProcessRuntime:
         self._first: tuple[bytes, float] | None = None
         self._newest: Child | None = None
         self.classes: np.ndarray | None = None
+        self.engine = Engine("process")
         #: why there is no process now, or None
         self.trouble: str | None = None
         #: hears, from another thread, that no process will be started any more, and why
@@ -131,6 +132,7 @@ class ProcessRuntime:
                 raise InvalidModel(f"{error} at its first prediction") from error
             raise
         self.classes = hello.arrays.get("classes", self.classes)
+        self.engine = _engine(hello.facts.get("engine"))
         log.info("the version's process is up", extra={**self._facts, "pid": child.pid})
         return child
 
@@ -175,6 +177,13 @@ class ProcessRuntime:
         )
 
 
+def _engine(said: Any) -> Engine:
+    """What the process says that it computes with: a stranger's words, so cut."""
+    facts = said if isinstance(said, dict) else {}
+    why = facts.get("why")
+    return Engine(str(facts.get("name"))[:64], None if why is None else str(why)[:300])
+
+
 def pause(failures: int) -> float:
     """Seconds before the next start: none after the first failure, then half a second, doubled up to a minute, give or
     take a fifth."""
@@ -200,6 +209,7 @@ class Processes:
             "task": configuration.task,
             "activation": configuration.activation,
             "classes": configuration.classes,
+            "accelerate": configuration.accelerate,
         }
         bounds = Bounds(memory_mb * 2**20, configuration.hang_seconds, self.start_seconds)
         facts = {"model": name, "version": version}

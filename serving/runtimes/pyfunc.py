@@ -11,7 +11,7 @@ import pandas as pd
 from registry.mlmodel import MLmodel
 from registry.pyfunc import load_predict
 from serving.configuration import Configuration
-from serving.runtimes.base import Outputs, Want
+from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.interpret import Interpretation
 from serving.schema import InputSchema
 
@@ -20,6 +20,7 @@ class PyfuncRuntime:
     """A model behind `predict(DataFrame)`, or `predict(array or dict of arrays)` for tensor signatures."""
 
     def __init__(self, predict: Callable[[Any], Any], schema: InputSchema, configuration: Configuration) -> None:
+        self.engine = Engine("pyfunc")
         self._predict, self._schema = predict, schema
         self._meaning = Interpretation(configuration)
 

@@ -16,7 +16,7 @@ import pandas as pd
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from registry.pyfunc import add_code
-from serving.runtimes.base import Outputs, Want
+from serving.runtimes.base import Engine, Outputs, Want
 from serving.schema import InputSchema
 from serving.trusted_types import TRUSTED_SKOPS
 
@@ -28,31 +28,41 @@ class SklearnRuntime:
     """One estimator. Numeric columns go in as one float matrix; anything else as a DataFrame in signature order."""
 
     def __init__(self, estimator: Any, schema: InputSchema, raw_method: str = "predict") -> None:
-        self._estimator = estimator
+        self.estimator, self.raw_method = estimator, raw_method
+        self.engine = Engine("scikit-learn")
         self._schema = schema
         self._raw = getattr(estimator, raw_method)
         # A classifier of several targets has a list of classes and of tables: neither fits one row per instance.
         classes = getattr(estimator, "classes_", None)
         self._is_classifier = isinstance(classes, np.ndarray) and hasattr(estimator, "predict_proba")
         self.classes: np.ndarray | None = classes if self._is_classifier else None
-        self._frame = _needs_frame(estimator, schema)
+        #: whether the estimator is given a DataFrame
+        self.frame = _needs_frame(estimator, schema)
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
         """Labels from `predict`, probabilities `[n, classes]` from `predict_proba`, raw from MLflow's `predict_fn`."""
         x = self._input(arrays)
-        labels = np.asarray(self._estimator.predict(x)) if Want.LABELS in want else None
-        probabilities = self._estimator.predict_proba(x) if Want.PROBABILITIES in want and self._is_classifier else None
+        labels = np.asarray(self.estimator.predict(x)) if Want.LABELS in want else None
+        probabilities = self.estimator.predict_proba(x) if Want.PROBABILITIES in want and self._is_classifier else None
         raw = np.asarray(self._raw(x)) if Want.RAW in want else None
         return Outputs(rows, labels, probabilities, raw)
 
     def close(self) -> None:
         """Nothing but memory is held."""
 
+    def matrix(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Numeric input as the one matrix `[n, k]` of floats that the estimator makes of it, in the same memory layout."""
+        if len(arrays) == 1:
+            return arrays[0] if arrays[0].ndim == 2 else arrays[0][:, None].astype(np.float64)
+        matrix = np.column_stack(arrays)
+        return matrix.astype(np.float64, order="F" if self.frame else "C", copy=False)
+
     def _input(self, arrays: tuple[np.ndarray, ...]) -> Any:
-        if self._frame:
+        if self.frame:
             names = self._schema.names
-            return pd.DataFrame(arrays[0], columns=names) if len(arrays) < len(names) else _frame(names, arrays)
-        return arrays[0] if len(arrays) == 1 else np.column_stack(arrays)
+            whole = self._schema.matrix is not None
+            return pd.DataFrame(arrays[0], columns=names) if whole else _frame(names, arrays)
+        return arrays[0] if len(arrays) == 1 and arrays[0].ndim > 1 else np.column_stack(arrays)
 
 
 def load_sklearn(model: MLmodel, schema: InputSchema) -> SklearnRuntime:

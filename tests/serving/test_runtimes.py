@@ -17,13 +17,17 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from registry.errors import InvalidModel
+from registry.mlmodel import Column, Signature, Tensor
 from registry.versions import ModelVersion
 from serving.calls import Answer
-from serving.configuration import ModelOptions
+from serving.configuration import ModelOptions, resolve
 from serving.decoding import decode_instances
 from serving.errors import BadRequest
 from serving.flight import wanted
 from serving.loading import Loaded, Loader, warm
+from serving.runtimes.base import Want
+from serving.runtimes.sklearn import SklearnRuntime
+from serving.schema import compile_schema
 from serving.transport.v1 import to_document
 from serving.transport.v2 import check_outputs, output_tensors
 from tests.models import Folder, columns, linear
@@ -139,6 +143,25 @@ def test_columns_of_any_type_reach_a_pipeline_by_name(tmp_path: Path) -> None:
     assert ask(loaded, [["pump", 0.8, 4], ["press", 0.1, 1]]) == ask(loaded, rows)
 
 
+@pytest.mark.parametrize("kind", ["double", "float", "long", "integer"])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_one_column_is_enough(kind: str, by_name: bool) -> None:
+    """Of any numeric type, for an estimator that takes a matrix and for one that chooses columns by name."""
+    import pandas as pd
+
+    model = LogisticRegression()
+    if by_name:
+        model = make_pipeline(make_column_transformer(("passthrough", ["a"])), model)
+    x = np.array([[0], [1], [2], [3]])
+    model.fit(pd.DataFrame(x, columns=["a"]) if by_name else x, Y)
+    schema = compile_schema(Signature((Column("a", kind),), ()))
+    arrays = decode_instances(schema, x.tolist(), frozenset()).arrays
+    assert arrays is not None
+    labels = SklearnRuntime(model, schema).predict(arrays, 4, Want.LABELS).labels
+    assert labels is not None
+    assert labels.tolist() == Y.tolist()
+
+
 def test_v2_outputs_have_the_datatype_of_the_labels(tmp_path: Path) -> None:
     """And probabilities are FP64, whatever the model computes in."""
     for labels, kind in (([0, 1], "i"), (["a", "b"], "U")):
@@ -251,12 +274,45 @@ def test_classes_that_are_not_as_many_as_the_columns_fail_the_version(tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_network_with_a_fixed_batch_dimension_fails_at_warm_up(tmp_path: Path) -> None:
-    """It was exported from one row and could never answer two."""
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_network_exported_for_a_fixed_batch_answers_any_number_of_rows(size: int) -> None:
+    """In calls of that size, the last one filled up; each row's answer is its own."""
+    torch = pytest.importorskip("torch")
+    from serving.runtimes.pytorch import TorchRuntime, batch_size
+
+    layer = torch.nn.Linear(2, 1)
+    fixed = torch.export.export(layer, (torch.ones(size, 2),))
+    schema = compile_schema(Signature((Tensor(None, "float32", (-1, 2)),), ()))
+    runtime = TorchRuntime(fixed.module(), schema, resolve(ModelOptions(), {}, {}), batch_size(fixed))
+    for rows in (1, 2, 3, 7):
+        x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+        raw = runtime.predict((x,), rows, Want.RAW).raw
+        assert raw is not None
+        assert near(raw, layer(torch.from_numpy(x)).detach().numpy())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_version_logged_with_an_example_of_one_row_is_served(tmp_path: Path) -> None:
+    """MLflow exports such a network for batches of one row, with a warning that is easily missed."""
     torch = pytest.importorskip("torch")
     kind = np.dtype("float32")
     signature = ModelSignature(Schema([TensorSpec(kind, (-1, 2))]), Schema([TensorSpec(kind, (-1, 1))]))
-    mlflow.pytorch.save_model(torch.nn.Linear(2, 1), str(tmp_path / "model"), signature=signature,
+    layer = torch.nn.Linear(2, 1)
+    mlflow.pytorch.save_model(layer, str(tmp_path / "model"), signature=signature,
                               pip_requirements=["mlflow"], input_example=np.ones((1, 2), dtype=np.float32))  # fmt: skip
-    with pytest.raises(AssertionError, match="Guard failed"):
-        load(tmp_path / "model")
+    answer = ask(load(tmp_path / "model"), ROWS)["predictions"]
+    assert near(np.ravel(answer), layer(torch.tensor(ROWS)).detach().numpy().ravel())
+
+
+def test_a_network_exported_for_a_range_of_batches_keeps_to_it() -> None:
+    """At most what the guard allows, and at least, too."""
+    torch = pytest.importorskip("torch")
+    from serving.runtimes.pytorch import BatchSize, batch_size
+
+    def bounds(low: int | None, high: int | None) -> BatchSize:
+        dims = {"input": {0: torch.export.Dim("rows", min=low, max=high)}}
+        return batch_size(torch.export.export(torch.nn.Linear(2, 1), (torch.ones(4, 2),), dynamic_shapes=dims))
+
+    assert bounds(None, None) == BatchSize()
+    assert bounds(3, 16) == BatchSize(3, 16)
+    assert bounds(None, 16) == BatchSize(1, 16)
