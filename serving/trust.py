@@ -50,7 +50,9 @@ def format_of(model: MLmodel | None) -> str:
         return f"sklearn, {_serialization(model)}"
     if flavor == "pytorch":
         return f"pytorch, {'pt2' if _exported(model) else 'pickle'}"
-    return f"python_function, {_loader(model)[:64]}" if flavor == "python_function" else "unknown"
+    if flavor == "python_function":
+        return f"python_function, {_loader(model)[:64]}"
+    return flavor or "unknown"
 
 
 def _code(model: MLmodel) -> Iterator[str]:
