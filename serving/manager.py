@@ -246,7 +246,9 @@ class ModelManager:
     async def _rest(self) -> None:
         views = [s.view(self.current) for s in self.servables]
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), next_due(views, time.monotonic(), self._drain_seconds))
+            # Not wait_for: until Python 3.12 it loses a cancellation that meets the event.
+            async with asyncio.timeout(next_due(views, time.monotonic(), self._drain_seconds)):
+                await self._wake.wait()
 
     async def _perform(self, action: Action) -> None:
         match action:

@@ -94,7 +94,9 @@ class Poller:
         loop = asyncio.get_running_loop()
         delay = self._period if not self._failures else max(self._period, backoff(self._failures))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), delay * random.uniform(0.9, 1.1))  # noqa: S311
+            # Not wait_for: until Python 3.12 it loses a cancellation that meets the event.
+            async with asyncio.timeout(delay * random.uniform(0.9, 1.1)):  # noqa: S311
+                await self._wake.wait()
             await asyncio.sleep(min(self._least_gap, delay) - (loop.time() - began))
 
     async def poll(self) -> None:

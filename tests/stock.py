@@ -18,11 +18,13 @@ from serving.app import Recorder
 from serving.configuration import ModelOptions
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
-from serving.fleet import Fleet, Seat, resident_bytes
+from serving.fleet import Fleet, Seat
 from serving.lifecycle import State
 from serving.loading import Loader
 from serving.manager import ModelManager
+from serving.memory import resident_bytes
 from serving.model import RegistryModel
+from serving.named import Finder
 from serving.poller import Poller
 from tests.models import Folder
 
@@ -43,8 +45,9 @@ def main(folder: str, http_port: int, grpc_port: int) -> None:
     metrics = Metrics(CollectorRegistry(), REASONS, [state.value for state in State])
     loader = Loader(Folder(Path(folder)), ModelOptions(), None)
     manager = ModelManager("sums", folder, loader, Recorder(metrics))
-    poller = Poller(MlflowRegistry(), Fixed(folder), manager, 60, lambda *_: None)
-    fleet = Fleet({"sums": Seat(manager, poller)}, None, 30, resident_bytes)
+    registry = MlflowRegistry()
+    poller = Poller(registry, Fixed(folder), manager, 60, lambda *_: None)
+    fleet = Fleet({"sums": Seat(manager, poller)}, None, 30, resident_bytes, Finder(registry))
     plane = DataPlane(fleet, metrics)
     server = ModelServer(http_port=http_port, grpc_port=grpc_port)
     server.register_model(Tenfold("sums", lambda: plane))

@@ -20,9 +20,11 @@ from serving.dataplane import DataPlane
 from serving.errors import REASONS, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
 from serving.lifecycle import State
+from serving.named import Finder
 from serving.settings import Settings, SettingsError
 from serving.transport.http import Http
 from serving.transport.webhook import Webhook
+from tests.fakes import Registry
 from tests.manifests.cluster import Bundle, Pod
 
 #: Variables that mean something to what we are built on, and are neither ours nor MLflow's.
@@ -116,7 +118,7 @@ def has_route(path: str, verb: str = "GET") -> bool:
 @cache
 def _http() -> Http:
     found = _metrics()
-    plane = DataPlane(Fleet({}, None, 1.0, lambda: 0), found)
+    plane = DataPlane(Fleet({}, None, 1.0, lambda: 0, Finder(Registry())), found)
 
     async def no_app(*_: Any) -> None:
         raise AssertionError("only CloudEvents go to KServe's app")

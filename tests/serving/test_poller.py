@@ -134,3 +134,18 @@ async def test_an_error_that_nobody_foresaw_does_not_end_the_polling() -> None:
         registry.bug = None
         poller.wake()
         await until(lambda: registry.asked == 2)
+
+
+async def test_a_cancellation_that_meets_a_wake_ends_it() -> None:
+    """A model that is promoted while it is unloaded can be unloaded."""
+    policy = FollowAlias("fraud", "champion")
+    answers: list[bool] = []
+    manager = ModelManager("fraud", policy.uri, Idle(), Idle())
+    poller = Poller(Registry(), policy, manager, FOREVER, lambda name, ok: answers.append(ok), least_gap=GAP)
+    task = asyncio.create_task(poller.run())
+    await until(lambda: len(answers) > 0)
+    await asyncio.sleep(0)  # it rests
+    poller.wake()
+    task.cancel()
+    await asyncio.wait({task}, timeout=10)
+    assert task.cancelled()
