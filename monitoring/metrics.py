@@ -18,6 +18,9 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 #: What can be amiss with a looked-up value, and what is done about it.
 CAUSES = ("missing", "null", "stale", "outage")
 ACTIONS = ("error", "null", "default", "last_good")
+#: What the response cache says to a request, and why an answer leaves it.
+FOUND = ("hit", "miss")
+EVICTIONS = ("room", "age")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -114,6 +117,21 @@ class Metrics:
         self.circuit_changes = Counter(
             "headway_feature_circuit_changes", "Changes of the online store's breaker", ("state",), registry=r
         )
+        self.cache_requests = Counter(
+            "headway_response_cache_requests",
+            "Requests that asked the response cache, by what it said",
+            (*VERSION, "outcome"),
+            registry=r,
+        )
+        self.cache_evictions = Counter(
+            "headway_response_cache_evictions",
+            "Answers that left the response cache, by reason",
+            (*VERSION, "reason"),
+            registry=r,
+        )
+        self.cache_bytes = Gauge(
+            "headway_response_cache_bytes", "What the answers in the response cache take", VERSION, registry=r
+        )
         self.lookup_latency = Histogram(
             "headway_feature_lookup_seconds", "Time of one feature lookup", VERSION, buckets=SECONDS, registry=r
         )
@@ -125,7 +143,7 @@ class Metrics:
 
     def unloaded(self, model: str, version: str) -> None:
         """Drops the gauges of a version that is gone."""
-        for gauge in (self.loaded, self.queue_depth):
+        for gauge in (self.loaded, self.queue_depth, self.cache_bytes):
             _remove(gauge, (model, version))
 
     def forget_model(self, model: str) -> None:
@@ -153,6 +171,10 @@ class Metrics:
             _remove(self.lookups, (*pair, outcome))
         for labels in product(CAUSES, ACTIONS):
             _remove(self.feature_rows, (*pair, *labels))
+        for outcome in FOUND:
+            _remove(self.cache_requests, (*pair, outcome))
+        for reason in EVICTIONS:
+            _remove(self.cache_evictions, (*pair, reason))
         self.bound.cache_clear()
 
     def exposition(self) -> bytes:

@@ -74,6 +74,14 @@ class Recorder:
         self._metrics.overdue.labels(model, version).inc()
         log.error("a prediction hangs", extra={"model": model, "version": version, "seconds": seconds})
 
+    def asked(self, model: str, version: str, outcome: str) -> None:
+        """A request asked the response cache."""
+        self._metrics.cache_requests.labels(model, version, outcome).inc()
+
+    def evicted(self, model: str, version: str, reason: str) -> None:
+        """An answer left the response cache."""
+        self._metrics.cache_evictions.labels(model, version, reason).inc()
+
     def lost(self, model: str, version: str, ending: Ending) -> None:
         """A version's process has to be started again. Called from any thread."""
         self._metrics.restarts.labels(model, version, ending).inc()
@@ -274,4 +282,6 @@ def _scrape(metrics: Metrics, fleet: Fleet) -> bytes:
             metrics.loaded.labels(name, number).set(number in ready)
             if servable.batcher is not None:
                 metrics.queue_depth.labels(name, number).set(servable.batcher.depth)
+            if servable.cache is not None:
+                metrics.cache_bytes.labels(name, number).set(servable.cache.bytes)
     return metrics.exposition()

@@ -19,7 +19,7 @@ from serving.batch import Arrays, Done, Item, Slice, compute
 from serving.errors import DeadlineExceeded, NotReady, QueueFull
 from serving.runtimes.base import Outputs, Runtime, Want
 
-_LATE_SECONDS = 0.001  # the loop counts in milliseconds, and must not ring before the time has come
+LATE_SECONDS = 0.001  # the loop counts in milliseconds, and must not ring before the time has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,11 @@ class Batcher:
         self._schedule(item.enqueued)
         return item
 
+    def extend(self, item: Item, deadline: float | None) -> None:
+        """Somebody else waits for the item too, until `deadline`."""
+        if item.deadline is not None:
+            item.deadline = None if deadline is None else max(item.deadline, deadline)
+
     def cancel(self, item: Item) -> None:
         """Nobody waits for the item any more: it holds no place, and what is not computed yet never will be."""
         item.done = None
@@ -155,7 +160,7 @@ class Batcher:
         if self._expiry is not None:
             self._expiry.cancel()
         self._expires = deadline
-        delay = max(0.0, deadline - time.monotonic()) + _LATE_SECONDS
+        delay = max(0.0, deadline - time.monotonic()) + LATE_SECONDS
         self._expiry = asyncio.get_running_loop().call_later(delay, self._expire)
 
     def _expire(self) -> None:

@@ -8,6 +8,7 @@ from features.errors import FeatureError
 from registry.errors import RegistryError
 from serving.batching import Batcher
 from serving.loading import Loaded
+from serving.response_cache import ResponseCache
 from serving.servable import Servable, Watcher
 
 
@@ -27,6 +28,22 @@ def build_batcher(servable: Servable, loaded: Loaded, cost_ms: float, watcher: W
         inline=own,
         hang_seconds=loaded.configuration.hang_seconds,
         overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
+    )
+
+
+def build_cache(servable: Servable, watcher: Watcher) -> ResponseCache | None:
+    """The response cache in front of a version's batcher, if it is to have one."""
+    loaded, batcher = servable.ready
+    configuration = loaded.configuration
+    if configuration.response_cache.max_bytes == 0:
+        return None
+    name, number = servable.model, servable.version.version
+    return ResponseCache(
+        batcher,
+        configuration.response_cache,
+        configuration.limits.max_queue,
+        lambda outcome: watcher.asked(name, number, outcome),
+        lambda reason: watcher.evicted(name, number, reason),
     )
 
 

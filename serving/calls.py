@@ -80,9 +80,11 @@ class Request(Protocol[Out_co]):
 
 @dataclass(slots=True)
 class Reply(Generic[Out]):
-    """An encoded answer, the version that gave it, the seconds of each of `STAGES`, and how rows were completed."""
+    """An encoded answer, the version that gave it, the seconds of each of `STAGES`, how rows were completed, and what
+    the response cache did (`hit`, `miss`, or nothing)."""
 
     payload: Out
     version: str
     stages: tuple[float, float, float, float]
     features: str = ""
+    cache: str = ""

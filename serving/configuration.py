@@ -17,6 +17,7 @@ from registry.errors import InvalidModel
 from registry.signatures import SignatureRule
 from serving.batching import BatchingLimits
 from serving.feature_policy import FeaturePolicies
+from serving.response_cache import CacheLimits
 
 OUTPUTS = ("auto", "labels", "probabilities", "raw")
 ACTIVATIONS = ("none", "sigmoid", "softmax")
@@ -38,6 +39,7 @@ class ModelOptions:
     memory_mb: int = 0
     hang_seconds: float = 60.0
     accelerate: str = "auto"
+    response_cache: CacheLimits = field(default_factory=CacheLimits)
     entry: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class Configuration:
     feature_layers: tuple[Mapping[str, Any], ...] = ()
     hang_seconds: float = 60.0
     accelerate: bool = True
+    response_cache: CacheLimits = field(default_factory=CacheLimits)
 
 
 def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[str, str]) -> Configuration:
@@ -81,6 +84,7 @@ def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[st
         feature_layers=tuple(layer.get("features") or {} for layer in layers),
         hang_seconds=options.hang_seconds,
         accelerate=options.accelerate == "auto",
+        response_cache=options.response_cache,
     )
 
 

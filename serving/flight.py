@@ -18,6 +18,7 @@ from serving.calls import Answer, Call, Decoded, Out, Reply, Request
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.manager import ModelManager
+from serving.response_cache import ResponseCache, Wait
 from serving.runtimes.base import Outputs, Want
 from serving.servable import Servable
 
@@ -32,8 +33,8 @@ _WANT = {"auto": Want.LABELS, "labels": Want.LABELS, "probabilities": Want.PROBA
 class Flight(Generic[Out]):
     """Answers one request of a model that exists. `done` hears the end, once; after `cancel`, never."""
 
-    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_call", "_decoded", "_done", "_item", "_loaded",
-                 "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task")  # fmt: skip
+    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_call", "_decoded", "_done", "_found", "_item",
+                 "_loaded", "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task", "_wait")  # fmt: skip
 
     _loaded: Loaded
     _batcher: Batcher
@@ -55,8 +56,9 @@ class Flight(Generic[Out]):
         self._done: Callable[[Reply[Out] | Exception], None] | None = done
         self._servable: Servable | None = None
         self._item: Item | None = None
+        self._wait: Wait | None = None
         self._task: asyncio.Task[None] | None = None
-        self._note = ""
+        self._note = self._found = ""
 
     def begin(self) -> None:
         """Takes the request as far as it goes at once. Raises nothing."""
@@ -79,6 +81,8 @@ class Flight(Generic[Out]):
             self._task.cancel()
         if self._item is not None:
             self._batcher.cancel(self._item)
+        if self._wait is not None:
+            self._wait.cache.cancel(self._wait)
         self._plane.metrics.failed(self._call.model, self._release(), "cancelled")
 
     def _apart(self, step: Callable[[], Awaitable[None]]) -> None:
@@ -118,11 +122,24 @@ class Flight(Generic[Out]):
         self._queue(arrays, want)
 
     def _queue(self, arrays: Arrays, want: Want) -> None:
-        deadline = _deadline(self._call, self._loaded)
-        self._item = self._batcher.submit(arrays, self._decoded.partial.rows, want, deadline, self._computed)
+        assert self._servable is not None
+        deadline, cache = _deadline(self._call, self._loaded), self._servable.cache
+        if cache is None:
+            self._item = self._batcher.submit(arrays, self._decoded.partial.rows, want, deadline, self._computed)
+        else:
+            self._ask(cache, arrays, want, deadline)
 
-    def _computed(self, result: Outputs | Exception, seconds: float) -> None:
-        self._item = None
+    def _ask(self, cache: ResponseCache, arrays: Arrays, want: Want, deadline: float | None) -> None:
+        asked = cache.ask(arrays, self._decoded.partial.rows, want, deadline, self._computed)
+        if isinstance(asked, Outputs):
+            self._found = "hit"
+            self._computed(asked, None)
+        else:
+            self._found, self._wait = asked.outcome, asked
+
+    def _computed(self, result: Outputs | Exception, seconds: float | None) -> None:
+        """`seconds` is None for what no batch had to compute."""
+        self._item = self._wait = None
         if isinstance(result, Exception):
             self._fail(result)
             return
@@ -133,7 +150,7 @@ class Flight(Generic[Out]):
             return
         self._end(reply)
 
-    def _encode(self, outputs: Outputs, seconds: float) -> Reply[Out]:
+    def _encode(self, outputs: Outputs, seconds: float | None) -> Reply[Out]:
         servable, call, decoded = self._servable, self._call, self._decoded
         assert servable is not None
         at_encode = _clock()
@@ -142,7 +159,8 @@ class Flight(Generic[Out]):
         answer = Answer(call.model, servable.version, loaded, outputs, self._output, per_instance)
         payload = self._request.encode(answer)
         bound = self._plane.metrics.bound(call.model, servable.version.version)
-        bound.latency.observe(seconds)
+        if seconds is not None:
+            bound.latency.observe(seconds)
         bound.rows.inc(outputs.rows)
         bound.request_latency.observe(time.monotonic() - call.received)
         stages = (
@@ -151,7 +169,7 @@ class Flight(Generic[Out]):
             at_encode - self._at_predict,
             _clock() - at_encode,
         )
-        return Reply(payload, servable.version.version, stages, self._note)
+        return Reply(payload, servable.version.version, stages, self._note, self._found)
 
     def _fail(self, error: Exception) -> None:
         version = self._servable.version.version if self._servable is not None else ""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 
 from registry.versions import ModelVersion
-from serving.building import Disposal, build_batcher, reason_of
+from serving.building import Disposal, build_batcher, build_cache, reason_of
 from serving.errors import NoRoom, NotFound, NotReady
 from serving.extras import Extras
 from serving.lifecycle import (
@@ -287,6 +287,7 @@ class ModelManager:
                 self._enter(servable, State.WARMING)
                 cost_ms = await in_thread(lambda: warm(loaded))
             servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher)
+            servable.cache = build_cache(servable, self._watcher)
             servable.reason = None
             self._watch(servable, loaded)
             self._enter(servable, State.READY, warm_ms=round(cost_ms, 3))
@@ -316,8 +317,7 @@ class ModelManager:
         """A READY version that cannot live is FAILED, and tried again as any other."""
         if servable.state is not State.READY or servable.batcher is None:
             return  # it is leaving anyway
-        servable.batcher.close()
-        servable.batcher = None
+        servable.shut()
         if servable is self.current:
             self.current, self.turn = None, Turn()
         self._fail(servable, reason)
@@ -356,9 +356,7 @@ class ModelManager:
         self._noting = asyncio.get_running_loop().create_task(in_thread(lambda: self._remember(servable.version)))
 
     async def _unload(self, servable: Servable) -> None:
-        _, batcher = servable.ready
-        batcher.close()
-        servable.batcher = None
+        servable.shut()
         self._enter(servable, State.UNLOADED, leases_cut=servable.leases)
         self._remove(servable)
         await self._dispose(servable)

@@ -7,7 +7,8 @@ from typing import Any
 
 from registry.signatures import DEFAULT_FILE, SignatureRule
 from serving.configuration import ModelOptions
-from serving.settings import ModelEntry, Served, Settings, Signature
+from serving.response_cache import CacheLimits
+from serving.settings import ModelEntry, ResponseCache, Served, Settings, Signature
 
 
 def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
@@ -28,6 +29,7 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
         memory_mb=int(_first(entry.memory_mb, defaults.memory_mb, 0)),
         hang_seconds=float(_first(entry.hang_seconds, defaults.hang_seconds, 60.0)),
         accelerate=_first(entry.accelerate, defaults.accelerate, "auto"),
+        response_cache=_cache(entry.response_cache, defaults.response_cache),
         entry=_layer(entry),
         defaults=_layer(defaults),
     )
@@ -48,6 +50,10 @@ def _signature(own: Signature, defaults: Signature) -> SignatureRule:
         public_key=Path(trusted.public_key) if trusted.public_key else None,
         certificates=tuple(Path(path) for path in trusted.certificate_chain or ()),
     )
+
+
+def _cache(own: ResponseCache, defaults: ResponseCache) -> CacheLimits:
+    return CacheLimits(int(_first(own.max_bytes, defaults.max_bytes, 0)), _first(own.ttl_seconds, defaults.ttl_seconds))
 
 
 def _first(*values: Any) -> Any:

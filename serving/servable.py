@@ -15,6 +15,7 @@ from serving.batching import Batcher
 from serving.errors import NotReady
 from serving.lifecycle import State, View
 from serving.loading import Loaded
+from serving.response_cache import ResponseCache
 
 _ids = itertools.count(1)
 
@@ -46,6 +47,14 @@ class Watcher(Protocol):
         """A batch in this process has run this long without an end."""
         ...
 
+    def asked(self, model: str, version: str, outcome: str) -> None:
+        """A request was a `hit` of the response cache, or a `miss`."""
+        ...
+
+    def evicted(self, model: str, version: str, reason: str) -> None:
+        """An answer left the response cache: for `room`, or for its `age`."""
+        ...
+
 
 @dataclass(eq=False)
 class Servable:
@@ -66,6 +75,7 @@ class Servable:
     memory: int = 0
     loaded: Loaded | None = None
     batcher: Batcher | None = None
+    cache: ResponseCache | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def view(self, current: Servable | None) -> View:
@@ -78,6 +88,12 @@ class Servable:
         assert self.loaded is not None
         assert self.batcher is not None
         return self.loaded, self.batcher
+
+    def shut(self) -> None:
+        """Fails whoever waits, and forgets what was answered."""
+        if self.batcher is not None:
+            self.batcher.close()
+        self.batcher = self.cache = None
 
 
 Room = Callable[[Servable], contextlib.AbstractAsyncContextManager[None]]

@@ -75,6 +75,13 @@ class Batching(_Group):
     inline_below_ms: float | None = Field(None, ge=0)
 
 
+class ResponseCache(_Group):
+    """Answers that one version keeps in memory: bytes, and seconds."""
+
+    max_bytes: int | None = Field(None, ge=0)
+    ttl_seconds: float | None = Field(None, gt=0)
+
+
 class Server(_Group):
     """The process and its ports."""
 
@@ -160,6 +167,7 @@ class Served(_Group):
     hang_seconds: float | None = Field(None, gt=0)
     features: FeaturePolicies = FeaturePolicies()
     accelerate: Literal["auto", "off"] | None = None
+    response_cache: ResponseCache = ResponseCache()
 
 
 class ModelEntry(Served):

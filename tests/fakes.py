@@ -16,7 +16,7 @@ from registry.versions import ModelVersion
 from serving.configuration import ModelOptions, resolve
 from serving.lifecycle import State
 from serving.loading import Loaded
-from serving.runtimes.base import Outputs, Want
+from serving.runtimes.base import Engine, Outputs, Want
 from serving.schema import compile_schema
 
 SIGNATURE = Signature((Column("a", "double"),), (Column("", "double"),))
@@ -61,6 +61,7 @@ class Constant:
     """A runtime whose answer is its version's number; used after its end, it fails."""
 
     classes = None
+    engine = Engine("constant")
 
     def __init__(self, loader: Loader, number: float, size: int) -> None:
         self._loader, self._number, self.size, self._closed = loader, number, size, False
@@ -140,3 +141,7 @@ class Watcher:
     def batch(self, model: str, version: str, requests: int, rows: int, seconds: float) -> None: ...
 
     def overdue(self, model: str, version: str, seconds: float) -> None: ...
+
+    def asked(self, model: str, version: str, outcome: str) -> None: ...
+
+    def evicted(self, model: str, version: str, reason: str) -> None: ...

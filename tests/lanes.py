@@ -28,6 +28,7 @@ from serving.fleet import Fleet, Seat
 from serving.lifecycle import State
 from serving.loading import Loaded
 from serving.manager import ModelManager
+from serving.response_cache import CacheLimits
 from serving.runtimes.base import Outputs, Want
 from serving.schema import compile_schema
 from serving.transport.http import Http
@@ -60,12 +61,13 @@ class Echo:
 
 
 class _Loader:
-    def __init__(self, runtime: Echo, limits: BatchingLimits) -> None:
-        self._runtime, self._limits = runtime, limits
+    def __init__(self, runtime: Echo, limits: BatchingLimits, cache: CacheLimits) -> None:
+        self._runtime, self._limits, self._cache = runtime, limits, cache
 
     def load(self, version: ModelVersion) -> Loaded:
         signature = Signature(inputs=(Column("x", "double"),), outputs=())
-        return Loaded(self._runtime, compile_schema(signature), signature, Configuration(self._limits, None))
+        configuration = Configuration(self._limits, None, response_cache=self._cache)
+        return Loaded(self._runtime, compile_schema(signature), signature, configuration)
 
 
 class Listening:
@@ -104,13 +106,20 @@ class Listening:
 
 @contextlib.asynccontextmanager
 async def listening(
-    lane: str, *, read_seconds: float = 30.0, keep_alive: int = 30, inline: bool = True, **limits: Any
+    lane: str,
+    *,
+    read_seconds: float = 30.0,
+    keep_alive: int = 30,
+    inline: bool = True,
+    cache_bytes: int = 0,
+    **limits: Any,
 ) -> AsyncIterator[Listening]:
     """A server of one model, `echo`, with one column of doubles."""
     metrics = Metrics(CollectorRegistry(), REASONS, [s.value for s in State])
     runtime = Echo()
     batching = BatchingLimits(**{"inline_below_ms": 1e9 if inline else 0.0, **limits})
-    manager = ModelManager("echo", "models:/echo/1", _Loader(runtime, batching), Recorder(metrics))
+    loader = _Loader(runtime, batching, CacheLimits(cache_bytes))
+    manager = ModelManager("echo", "models:/echo/1", loader, Recorder(metrics))
     seats = {"echo": Seat(manager, None)}  # type: ignore[arg-type]  # nobody polls
     plane = DataPlane(Fleet(seats, None, 30.0, lambda: 0, None), metrics)  # type: ignore[arg-type]  # nor looks for others
     made = Listening(runtime, manager, plane, metrics)

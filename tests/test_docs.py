@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from features.errors import Cause
 from features.policies import ACTIONS as POLICY_ACTIONS
 from features.policies import Target, policy_for
-from monitoring.metrics import ACTIONS, CAUSES, Metrics
+from monitoring.metrics import ACTIONS, CAUSES, EVICTIONS, FOUND, Metrics
 from registry.versions import CONFIGURING
 from serving.cli import parser
 from serving.commands import VERBS
@@ -28,6 +28,8 @@ from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
 from serving.lifecycle import State
 from serving.named import Finder
+from serving.options import options_of
+from serving.response_cache import CacheLimits
 from serving.runtimes.spawn import Ending
 from serving.settings import PREFIX, ModelEntry, Served, Settings, load_settings
 from serving.transport.http import Http
@@ -76,6 +78,7 @@ def built_in() -> dict[str, Any]:
         **{f"signature.{name}": getattr(options.signature, name) for name in ("required", "file", "public_key")},
         "signature.certificate_chain": None,
         **{f"batching.{name}": getattr(resolved.limits, name) for name in type(resolved.limits).__slots__},
+        **{f"response_cache.{name}": getattr(resolved.response_cache, name) for name in CacheLimits.__slots__},
         **{f"features.on_{cause}": action for cause, action in policy.actions.items()},
         "features.views": {},
         "features.columns": {},
@@ -159,6 +162,16 @@ def test_the_files_of_the_trust_page_are_valid(tmp_path: Path) -> None:
         file = tmp_path / "headway.yaml"
         file.write_text(block)
         assert load_settings({}, {}, file).models
+
+
+def test_the_file_of_the_caching_page_says_what_the_page_says(tmp_path: Path) -> None:
+    """A budget for all, an age for one, and none for another."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "caching.md").read_text("utf-8"), re.DOTALL)
+    file = tmp_path / "headway.yaml"
+    file.write_text(block)
+    settings = load_settings({}, {}, file)
+    limits = [options_of(entry, settings).response_cache for entry in settings.models]
+    assert limits == [CacheLimits(64 * 2**20, 600.0), CacheLimits(0)]
 
 
 def test_every_variable_in_a_page_is_accepted() -> None:
@@ -255,6 +268,9 @@ def test_every_reason_and_state_is_documented() -> None:
     assert set(re.findall(r"`([a-z_]+)`", listed)) == set(REASONS)
     endings = next(cells[3] for cells in rows("metrics.md", "`headway_process_restarts_total`"))
     assert set(re.findall(r"`([a-z]+)`", endings)) == set(Ending)
+    for metric, words in (("requests", FOUND), ("evictions", EVICTIONS)):
+        meaning = next(cells[3] for cells in rows("metrics.md", f"`headway_response_cache_{metric}_total`"))
+        assert set(re.findall(r"`([a-z]+)`", meaning)) == set(words)
     outcomes = next(cells[3] for cells in rows("metrics.md", "`headway_webhooks_total`"))
     assert set(re.findall(r"`([a-z]+)`", outcomes)) == set(OUTCOMES)
     states = set(re.findall(r"\b[A-Z]{5,}\b", text.partition("`state` is one of")[2].partition("`error_type`")[0]))

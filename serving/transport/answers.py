@@ -43,20 +43,21 @@ def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
     """The answer of a version, and who gave it in what time."""
     timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
     who = ((b"x-model-version", reply.version.encode()), (b"server-timing", timing))
-    return Response(200, reply.payload, (*request.content, *_completed(reply), *who))
+    return Response(200, reply.payload, (*request.content, *_notes(reply), *who))
 
 
-def _completed(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
-    """Says which rows were completed by a policy, if any were."""
-    return [(b"x-headway-features", reply.features.encode())] if reply.features else []
+def _notes(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
+    """Says which rows were completed by a policy, if any were, and what the response cache did, if there is one."""
+    notes = ((b"x-headway-features", reply.features), (b"x-cache", reply.cache))
+    return [(name, text.encode()) for name, text in notes if text]
 
 
 def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
     """The same as bytes, with all headers: what `answered`, `complete_headers` and uvicorn would write."""
     timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
     identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
-    plain = request.content is PLAIN and not reply.features
-    content = JSON_LINE if plain else b"".join([LINE % header for header in (*request.content, *_completed(reply))])
+    plain = request.content is PLAIN and not reply.features and not reply.cache
+    content = JSON_LINE if plain else b"".join([LINE % header for header in (*request.content, *_notes(reply))])
     return WRITTEN % (content, reply.version.encode(), timing, len(reply.payload), identity, closing, reply.payload)
 
 

@@ -172,7 +172,8 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
                 request.model_name, request.model_version or None, None, identity, received, context.time_remaining()
             )
             reply = await self._plane.infer(call, GrpcRequest(request))
-            told = (("x-headway-features", reply.features),) if reply.features else ()
+            notes = (("x-headway-features", reply.features), ("x-cache", reply.cache))
+            told = [note for note in notes if note[1]]
             context.set_trailing_metadata((("x-request-id", identity), ("x-model-version", reply.version), *told))
             return reply.payload
 

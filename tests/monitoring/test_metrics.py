@@ -49,6 +49,9 @@ def metrics() -> Metrics:
         metrics.states.labels(*pair, "READY").inc()
         metrics.lookups.labels(*pair, "ok").inc()
         metrics.lookup_latency.labels(*pair).observe(1)
+        metrics.cache_requests.labels(*pair, "hit").inc()
+        metrics.cache_evictions.labels(*pair, "room").inc()
+        metrics.cache_bytes.labels(*pair).set(1)
     return metrics
 
 
@@ -75,7 +78,7 @@ def test_everything_else_is_under_headways_own_name(metrics: Metrics) -> None:
 def test_the_gauges_of_an_unloaded_version_go_at_once(metrics: Metrics) -> None:
     """Its counters stay, so that the last scrape sees them."""
     metrics.unloaded(*PAIR)
-    for gauge in ("model_loaded", "inference_queue_depth"):
+    for gauge in ("model_loaded", "inference_queue_depth", "headway_response_cache_bytes"):
         assert [labels["model_version"] for labels in samples(metrics)[gauge]] == ["4"]
     assert {"model_name": "m", "model_version": "3"} in samples(metrics)["model_predictions_total"]
 

@@ -121,7 +121,8 @@ async def test_a_version_that_is_named_loads_beside_and_wakes_nobody() -> None:
         assert await hall.ask("m", version="3") == "3"
         status = model_status(hall.seats["m"].manager)
         assert (status["ready"], status["version"], status["state"]) == (False, None, State.NEW)
-        assert status["versions"] == [{"version": "3", "state": State.READY, "reason": None}]
+        ready = {"version": "3", "state": State.READY, "reason": None, "engine": "constant"}
+        assert status["versions"] == [ready]
         assert dict(hall.registry.asked) == {"models:/m/3": 1}
         assert await hall.ask("m") == "1"
         assert hall.ready("m") == {"1", "3"}
