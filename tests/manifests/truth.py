@@ -15,14 +15,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from monitoring.metrics import Metrics
 from serving.cli import parser
-from serving.commands.serve import settings_from
+from serving.commands import serve, transform
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
 from serving.lifecycle import State
+from serving.named import Finder
 from serving.settings import Settings, SettingsError
 from serving.transport.http import Http
 from serving.transport.webhook import Webhook
+from tests.fakes import Registry
 from tests.manifests.cluster import Bundle, Pod
 
 #: Variables that mean something to what we are built on, and are neither ours nor MLflow's.
@@ -36,6 +38,7 @@ KNOWN = {
     "PROTOCOL",
     "PYTHONPATH",
 }
+VERBS = {"serve": serve.settings_from, "transform": transform.settings_from}
 WORDS = {"MODEL_URI", "MODEL_NAME", "MODEL_VERSION"}
 
 
@@ -61,7 +64,7 @@ def settings_of(pod: Pod, bundle: Bundle) -> Settings:
         with tempfile.TemporaryDirectory() as folder:
             if getattr(args, "config", None) is not None:
                 args.config = _mounted(args.config, pod, bundle, Path(folder))
-            return settings_from(args, environ)
+            return VERBS[args.verb](args, environ)
     except SystemExit as error:
         raise Unusable(f"headway {' '.join(container.get('args', []))}: the command refuses these words") from error
     except SettingsError as error:
@@ -116,7 +119,7 @@ def has_route(path: str, verb: str = "GET") -> bool:
 @cache
 def _http() -> Http:
     found = _metrics()
-    plane = DataPlane(Fleet({}, None, 1.0, lambda: 0), found)
+    plane = DataPlane(Fleet({}, None, 1.0, lambda: 0, Finder(Registry())), found)
 
     async def no_app(*_: Any) -> None:
         raise AssertionError("only CloudEvents go to KServe's app")
