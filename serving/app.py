@@ -33,11 +33,14 @@ from serving.model import RegistryModel
 from serving.named import Finder
 from serving.options import options_of
 from serving.poller import Poller
+from serving.predictor import Predictor
 from serving.runtimes.process import Processes
 from serving.runtimes.spawn import Ending
-from serving.server import Address, HeadwayServer, check_port, kserve_app
-from serving.settings import ModelEntry, Settings, cache_folder
+from serving.server import Address, HeadwayServer, check_port, kserve_app, serve_http
+from serving.settings import ModelEntry, Served, Settings, cache_folder
+from serving.transforming import Transformer
 from serving.transport.http import Http
+from serving.transport.transformer import TransformerHttp
 from serving.transport.webhook import Webhook
 
 log = logging.getLogger("headway.server")
@@ -97,8 +100,38 @@ def serve(settings: Settings) -> int:
         return runner.run(_serve(settings))
 
 
+def transform(settings: Settings, name: str, predictor_host: str, feature_service: str) -> None:
+    """Runs the transformer of one model until a signal. Raises PortInUse before anything else starts."""
+    configure_logging(settings.monitoring.log_level)
+    check_port(settings.server.host, settings.server.port)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_transform(settings, name, predictor_host, feature_service))
+
+
+async def _transform(settings: Settings, name: str, predictor_host: str, feature_service: str) -> None:
+    metrics = _metrics()
+    features = _features(settings, metrics)
+    assert features is not None
+    said: list[Served] = [*(entry for entry in settings.models if entry.name == name), settings.defaults]
+    layers = [each.features.layer() for each in said]
+    timeout_ms = next((each.timeout_ms for each in said if each.timeout_ms is not None), 1000.0)
+    predictor = Predictor(predictor_host)
+    transformer = Transformer(name, predictor, lambda types: features.lookup(feature_service, types, layers), metrics)
+    http = TransformerHttp(transformer, predictor, metrics, settings.server.max_body_bytes, timeout_ms / 1000 or None)
+    following = asyncio.create_task(transformer.follow())
+    facts = {"port": settings.server.port, "model": name, "predictor": predictor_host}
+    await serve_http(http, _address(settings), lambda: log.info("listening", extra=facts))
+    following.cancel()
+    await predictor.close()
+    await features.close()
+
+
+def _metrics() -> Metrics:
+    return Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State], [e.value for e in Ending])
+
+
 async def _serve(settings: Settings) -> int:
-    metrics = Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State], [e.value for e in Ending])
+    metrics = _metrics()
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
     cache = ArtifactCache(_cache_folder(settings), settings.registry.cache_bytes, registry.identity, registry.download)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -9,12 +11,12 @@ from urllib.parse import quote
 import numpy as np
 
 from features.blocks import Matrix
-from features.errors import InvalidFeatures
+from features.errors import FeatureError, InvalidFeatures
 from features.lookup import Completed, FeastLookup, Need
+from monitoring.metrics import Metrics
 from registry.mlmodel import Column
 from serving.decoding import Arrays, Partial
-from serving.errors import BadRequest
-from serving.loading import Loaded
+from serving.errors import BadRequest, DeadlineExceeded
 from serving.schema import FLOATS, INTEGERS, InputSchema, has_missing, narrow, shown
 
 #: How many row ranges, columns or parts a note on a lookup shows: it travels in a header.
@@ -29,17 +31,16 @@ class Gaps:
     index: np.ndarray
 
 
-def find_gaps(loaded: Loaded, partial: Partial, seconds: float) -> Gaps | None:
+def find_gaps(schema: InputSchema, lookup: FeastLookup, partial: Partial, seconds: float) -> Gaps | None:
     """The gaps of a request, or None if it brought every column that could be looked up. They are due in `seconds`."""
-    assert loaded.lookup is not None
-    columns = [c.name for c in loaded.schema.columns if c.name in loaded.lookup.columns]
+    columns = [c.name for c in schema.columns if c.name in lookup.columns]
     names = tuple(c for c in columns if c not in partial.given or c in partial.absent)
     if not names:
         return None
     if not partial.absent:
-        given = {name: partial.given[name] for name in loaded.lookup.sources if name in partial.given}
+        given = {name: partial.given[name] for name in lookup.sources if name in partial.given}
         return Gaps(Need(names, partial.rows, partial.keys, seconds, {}, given), np.arange(partial.rows))
-    return _some_rows(loaded.lookup, partial, names, seconds)
+    return _some_rows(lookup, partial, names, seconds)
 
 
 def _some_rows(lookup: FeastLookup, partial: Partial, names: tuple[str, ...], seconds: float) -> Gaps:
@@ -55,16 +56,41 @@ def _some_rows(lookup: FeastLookup, partial: Partial, names: tuple[str, ...], se
     return Gaps(Need(names, len(rows), keys, seconds, wanted, given), index)
 
 
-def matrix_of(loaded: Loaded, partial: Partial, found: Mapping[str, np.ndarray]) -> Arrays | None:
+async def look_up(lookup: FeastLookup, need: Need, metrics: Metrics, pair: tuple[str, str]) -> Completed:
+    """The lookup, timed and counted for `pair` (model, version). Raises what the lookup raises."""
+    began = time.perf_counter()
+    try:
+        completed = await lookup(need)
+    except BaseException as error:
+        metrics.lookups.labels(*pair, "error").inc()
+        if isinstance(error, FeatureError) and error.cause is not None:
+            metrics.feature_rows.labels(*pair, error.cause, "error").inc(error.rows)
+        raise
+    metrics.lookups.labels(*pair, "ok").inc()
+    metrics.lookup_latency.labels(*pair).observe(time.perf_counter() - began)
+    for event in completed.events:
+        metrics.feature_rows.labels(*pair, event.cause, event.action).inc(len(event.rows))
+    return completed
+
+
+def share(deadline: float | None) -> float:
+    """How long features may take: half of what is left, so that the model can still answer. Raises DeadlineExceeded."""
+    left = math.inf if deadline is None else deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("The request's deadline passed before its features were looked up.")
+    return left / 2
+
+
+def matrix_of(schema: InputSchema, partial: Partial, found: Mapping[str, np.ndarray]) -> Arrays | None:
     """What was looked up as the model takes it, if that is just one matrix with every column in its place."""
-    if partial.given or not isinstance(found, Matrix) or loaded.schema.matrix != found.array.dtype:
+    if partial.given or not isinstance(found, Matrix) or schema.matrix != found.array.dtype:
         return None
-    return (found.array,) if found.names == loaded.schema.names else None
+    return (found.array,) if found.names == schema.names else None
 
 
-def fill_gaps(loaded: Loaded, partial: Partial, gaps: Gaps, found: Mapping[str, np.ndarray]) -> None:
+def fill_gaps(schema: InputSchema, partial: Partial, gaps: Gaps, found: Mapping[str, np.ndarray]) -> None:
     """Puts looked-up columns in their rows; what a row brought itself stays."""
-    columns = {c.name: c for c in loaded.schema.columns}
+    columns = {c.name: c for c in schema.columns}
     for name in gaps.need.names:
         absent = partial.absent.get(name)
         if absent is None:  # then every row needed it

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from features.errors import FeatureError
-from features.lookup import Completed, Need
 from monitoring.metrics import Metrics
 from serving.calls import Call, Out, Reply, Request
-from serving.completing import check_present, fill_gaps, find_gaps, matrix_of, tell
+from serving.completing import check_present, fill_gaps, find_gaps, look_up, matrix_of, share, tell
 from serving.decoding import Arrays, Partial, complete
-from serving.errors import DeadlineExceeded, Forbidden, NotFound, NotReady, outcome_of
+from serving.errors import Forbidden, NotFound, NotReady, outcome_of
 from serving.fleet import Fleet
 from serving.flight import Flight
 from serving.loading import Loaded
@@ -118,32 +115,17 @@ class DataPlane:
         self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None
     ) -> tuple[Arrays, str]:
         """Looks up what the request did not bring, and notes how; values that it did bring win."""
-        note, gaps = "", find_gaps(loaded, partial, _share(deadline))
+        assert loaded.lookup is not None
+        note, gaps = "", find_gaps(loaded.schema, loaded.lookup, partial, share(deadline))
         if gaps is not None:
-            completed = await self._look_up(loaded, gaps.need, servable)
+            pair = (servable.model, servable.version.version)
+            completed = await look_up(loaded.lookup, gaps.need, self.metrics, pair)
             note = tell(gaps, completed)
-            if (arrays := matrix_of(loaded, partial, completed.columns)) is not None:
+            if (arrays := matrix_of(loaded.schema, partial, completed.columns)) is not None:
                 return arrays, note
-            fill_gaps(loaded, partial, gaps, completed.columns)
+            fill_gaps(loaded.schema, partial, gaps, completed.columns)
         check_present(loaded.schema, partial)
         return complete(loaded.schema, partial), note
-
-    async def _look_up(self, loaded: Loaded, need: Need, servable: Servable) -> Completed:
-        assert loaded.lookup is not None
-        metrics, pair = self.metrics, (servable.model, servable.version.version)
-        began = time.perf_counter()
-        try:
-            completed = await loaded.lookup(need)
-        except BaseException as error:
-            metrics.lookups.labels(*pair, "error").inc()
-            if isinstance(error, FeatureError) and error.cause is not None:
-                metrics.feature_rows.labels(*pair, error.cause, "error").inc(error.rows)
-            raise
-        metrics.lookups.labels(*pair, "ok").inc()
-        metrics.lookup_latency.labels(*pair).observe(time.perf_counter() - began)
-        for event in completed.events:
-            metrics.feature_rows.labels(*pair, event.cause, event.action).inc(len(event.rows))
-        return completed
 
     def count(self, call: Call, version: str, error: BaseException) -> None:
         """Counts a request that failed, and logs what is no fault of its caller."""
@@ -157,11 +139,3 @@ class DataPlane:
         if outcome.http == 500:
             facts = {"model": model, "version": version, "reason": outcome.reason, "request_id": call.request_id}
             log.error("request failed", extra=facts, exc_info=error)
-
-
-def _share(deadline: float | None) -> float:
-    """How long features may take: half of what is left, so that the model can still answer. Raises DeadlineExceeded."""
-    left = math.inf if deadline is None else deadline - time.monotonic()
-    if left <= 0:
-        raise DeadlineExceeded("The request's deadline passed before its features were looked up.")
-    return left / 2

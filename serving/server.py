@@ -33,6 +33,7 @@ from serving.transport.answers import error_response
 from serving.transport.grpc import build_server
 from serving.transport.lane import LaneProtocol
 from serving.transport.protocol import Protocol
+from serving.transport.transformer import TransformerHttp
 
 log = logging.getLogger("headway.server")
 
@@ -73,10 +74,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
 
     async def serve(self, started: Callable[[], None]) -> int:
         """Listens until a signal, drains, and returns the exit code."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop = _until_signal()
         self.request_stop = stop.set
         self._grpc = self._listen_grpc()
         await self._grpc.start()
@@ -125,20 +123,7 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
 
     def __init__(self, server: HeadwayServer, address: Address, http: Callable[..., Awaitable[None]]) -> None:
         super().__init__("kserve.model_server:app", server.dataplane, server.model_repository_extension, address.port)
-        self.config = uvicorn.Config(
-            http,
-            host=address.host,
-            port=address.port,
-            http=_protocol(server.plane, address),  # type: ignore[arg-type]  # it is called like the class it wraps
-            ws="none",
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=65,
-            timeout_graceful_shutdown=int(address.drain_seconds) + 2,
-        )
+        self.config = _config(http, address, _protocol(server.plane, address))
         self._server = _Uvicorn(self.config)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
@@ -150,6 +135,46 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
     def close(self) -> None:
         """Stops listening and lets what is in flight end."""
         self._server.should_exit = True
+
+
+async def serve_http(app: TransformerHttp, address: Address, started: Callable[[], None]) -> None:
+    """Serves an application of its own, without KServe's server, until a signal; drains as the server does."""
+    stop = _until_signal()
+    server = _Uvicorn(_config(app, address, partial(Protocol, address.read_seconds)))
+    serving = asyncio.create_task(server.serve())
+    started()
+    await _first(asyncio.create_task(stop.wait()), serving)
+    app.draining = True
+    log.info("draining", extra={"delay_seconds": address.drain_delay_seconds})
+    await asyncio.sleep(address.drain_delay_seconds)
+    server.should_exit = True
+    await serving
+    log.info("stopped")
+
+
+def _until_signal() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _config(app: Callable[..., Awaitable[None]], address: Address, protocol: Callable[..., Protocol]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=address.host,
+        port=address.port,
+        http=protocol,  # type: ignore[arg-type]  # it is called like the class it wraps
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=65,
+        timeout_graceful_shutdown=int(address.drain_seconds) + 2,
+    )
 
 
 def _protocol(plane: DataPlane, address: Address) -> Callable[..., Protocol]:
@@ -191,4 +216,4 @@ def check_port(host: str, port: int) -> None:
             raise PortInUse(f"port {port} on {host} cannot be used: {error.strerror}") from error
 
 
-__all__ = ["Address", "HeadwayServer", "PortInUse", "check_port", "kserve_app"]
+__all__ = ["Address", "HeadwayServer", "PortInUse", "check_port", "kserve_app", "serve_http"]

@@ -15,6 +15,7 @@ from serving.schema import tensor_name
 from serving.servable import Servable
 
 PLATFORM = "mlflow"
+#: V2's datatypes of columns. Strings come first among those that share one: `BYTES` alone means a string.
 DATATYPES = {
     "boolean": "BOOL", "integer": "INT32", "long": "INT64", "float": "FP32", "double": "FP64",
     "string": "BYTES", "binary": "BYTES", "datetime": "BYTES",

@@ -53,6 +53,21 @@ def check_given(tensor: Given) -> Given:
 
 def decode_tensors(schema: InputSchema, tensors: Sequence[Given], keys: frozenset[str]) -> Partial:
     """The rows of a request's tensors. Raises BadRequest that names the tensor or column."""
+    named, rows = _by_name(tensors)
+    if schema.tensors:
+        return Partial(rows, arrays=_tensors(schema, named))
+    if len(tensors) == 1 and _is_matrix(schema, tensors[0]):
+        return Partial(rows, arrays=_matrix(schema, tensors[0]))
+    return _columns(schema, named, rows, keys)
+
+
+def decode_columns(schema: InputSchema, tensors: Sequence[Given], keys: frozenset[str]) -> Partial:
+    """The same, where every tensor is a column or a key. Raises BadRequest that names the tensor or column."""
+    return _columns(schema, *_by_name(tensors), keys)
+
+
+def _by_name(tensors: Sequence[Given]) -> tuple[dict[str, Given], int]:
+    """The tensors by name, and how many rows they have."""
     if not tensors:
         raise BadRequest("'inputs' must have at least one tensor.")
     named = {t.name: t for t in tensors}
@@ -61,11 +76,7 @@ def decode_tensors(schema: InputSchema, tensors: Sequence[Given], keys: frozense
     rows = tensors[0].shape[0]
     if any(t.shape[0] != rows for t in tensors):
         raise BadRequest("All input tensors must have the same first dimension, the number of rows.")
-    if schema.tensors:
-        return Partial(rows, arrays=_tensors(schema, named))
-    if len(tensors) == 1 and _is_matrix(schema, tensors[0]):
-        return Partial(rows, arrays=_matrix(schema, tensors[0]))
-    return _columns(schema, named, rows, keys)
+    return named, rows
 
 
 def _is_matrix(schema: InputSchema, tensor: Given) -> bool:

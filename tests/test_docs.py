@@ -219,7 +219,7 @@ def test_every_verb_has_help_and_is_documented(verb: Verb, capsys: pytest.Captur
         (DOCS / "commands.md").read_text("utf-8").partition(f"\n## `headway {verb.name}`\n")[2].partition("\n## ")[0]
     )
     assert section
-    named = set(re.findall(r"--[a-z][a-z-]*", section))
+    named = set(re.findall(r"--[a-z][a-z_-]*", section))
     assert named == flags_of(own) or "configuration.md#flags" in section
 
 

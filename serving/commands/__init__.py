@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import accelerate, cache, features, models, promote, serve, verify, webhook
+from serving.commands import accelerate, cache, features, models, promote, serve, transform, verify, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
     serve.VERB,
+    transform.VERB,
     models.VERB,
     promote.PROMOTE,
     promote.ROLLBACK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +48,12 @@ def registry_settings(args: argparse.Namespace) -> Settings:
         raise SettingsError("which registry? Set MLFLOW_TRACKING_URI, or HEADWAY_REGISTRY__TRACKING_URI")
     say(f"asking the registry at {without_credentials(uri)} …")
     return settings
+
+
+def check_repository(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Raises SettingsError unless a Feast repository is named, by the settings or by Feast's own variable."""
+    if settings.features.repo_path is None and "FEAST_FS_YAML_FILE_PATH" not in environ:
+        raise SettingsError("which repository? Set features.repo_path, or HEADWAY_FEATURES__REPO_PATH")
 
 
 def without_credentials(uri: str) -> str:

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.commands.base import CommandFailed, Verb, say
+from serving.commands.base import CommandFailed, Verb, check_repository, say
 from serving.commands.table import table
-from serving.settings import SettingsError, load_settings
+from serving.settings import load_settings
 
 if TYPE_CHECKING:
     from features.checking import ViewHealth
@@ -21,9 +21,9 @@ HEAD = ("VIEW", "SAMPLED", "MISSING", "NEWEST", "TTL", "NULLS", "BEHIND", "DIFFE
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line per view; 0 only if all are healthy. Raises SettingsError or CommandFailed."""
-    repo_path = load_settings({}, os.environ, args.config).features.repo_path
-    if repo_path is None and "FEAST_FS_YAML_FILE_PATH" not in os.environ:
-        raise SettingsError("which repository? Set features.repo_path, or HEADWAY_FEATURES__REPO_PATH")
+    settings = load_settings({}, os.environ, args.config)
+    check_repository(settings, os.environ)
+    repo_path = settings.features.repo_path
     from features.checking import check
     from features.errors import FeatureError
 

@@ -30,11 +30,11 @@ def run(args: argparse.Namespace) -> int:
         code = serve(settings)
     except PortInUse as error:
         raise CommandFailed(str(error)) from error
-    _leave(code)
+    leave(code)
     return code
 
 
-def _leave(code: int, patience: float = 1.0) -> None:
+def leave(code: int, patience: float = 1.0) -> None:
     """Ends the process at once if a model or the registry's client hangs in a thread: Python would wait for it."""
     until = time.monotonic() + patience
     ours = [thread for thread in threading.enumerate() if thread.name.startswith("headway-")]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, TypeVar
 
 from monitoring.logs import request_id
 from monitoring.metrics import Metrics
@@ -30,6 +30,7 @@ from serving.transport.v1 import dumps, parse_object
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -73,8 +74,20 @@ class Exchange(Head):
         self._unread = message.get("more_body", False)
         return bytes(message.get("body", b""))
 
-    async def gone(self) -> None:
-        """Returns when the client has hung up, after its whole body was read."""
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """What the work returns. A client that hangs up after its whole body was read cancels it: raises ClientGone."""
+        asked = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise ClientGone
+            return asked.result()
+        finally:
+            asked.cancel()
+            gone.cancel()
+
+    async def _gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -99,21 +112,15 @@ class Exchange(Head):
 Handler = Callable[[Exchange, dict[str, str]], Awaitable[Response]]
 
 
-class Http:
-    """The ASGI application. `kserve_app` answers CloudEvents only; without a `webhook` its route does not exist."""
+class Routes:
+    """An ASGI application over a table of methods, patterns of paths, and handlers.
 
-    def __init__(
-        self,
-        plane: DataPlane,
-        metrics: Metrics,
-        kserve_app: App,
-        max_body_bytes: int,
-        exposition: Callable[[], bytes],
-        webhook: Handler | None = None,
-    ) -> None:
-        self._plane, self._metrics, self._kserve_app = plane, metrics, kserve_app
-        self._limit, self._exposition = max_body_bytes, exposition
-        self._routes = self._table(webhook)
+    Bodies have `limit` bytes at most; while `draining()`, answers close their connections.
+    """
+
+    def __init__(self, limit: int, draining: Callable[[], bool], table: Sequence[tuple[str, str, Handler]]) -> None:
+        self._limit, self._draining = limit, draining
+        self._routes = [(verb, re.compile(pattern), handler) for verb, pattern, handler in table]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; nothing a client sends makes it raise."""
@@ -124,25 +131,10 @@ class Http:
         exchange = Exchange(scope, receive, self._limit)
         request_id.set(exchange.request_id)
         with contextlib.suppress(ClientGone):
-            if exchange.method == "POST" and exchange.is_cloud_event and _is_predict(exchange.path):
-                await self._cloud_event(exchange, scope, send)
-            else:
-                await self._send(await self._respond(exchange), exchange, send)
+            await self._answer(exchange, scope, send)
 
-    async def _cloud_event(self, exchange: Exchange, scope: Scope, send: Send) -> None:
-        """KServe's app answers, from a body that was read within the limit."""
-        try:
-            body = await exchange.body()
-            if not body.strip():
-                raise BadRequest("The body is empty.")
-        except ServingError as error:
-            await self._send(error_response(error), exchange, send)
-            return
-
-        async def receive() -> MutableMapping[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._kserve_app(scope, receive, send)
+    async def _answer(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+        await self._send(await self._respond(exchange), exchange, send)
 
     async def _respond(self, exchange: Exchange) -> Response:
         try:
@@ -169,7 +161,7 @@ class Http:
         raise NotFound("There is no such route; see docs/api.md for all of them.")
 
     async def _send(self, response: Response, exchange: Exchange, send: Send) -> None:
-        close = self._plane.draining or exchange.waits
+        close = self._draining() or exchange.waits
         headers = complete_headers(response, exchange, close=close)
         body, lingers = b"" if exchange.method == "HEAD" else response.body, exchange.lingers
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -178,15 +170,52 @@ class Http:
             await exchange.discard()
             await send({"type": "http.response.body"})
 
-    def _table(self, webhook: Handler | None) -> list[tuple[str, re.Pattern[str], Handler]]:
+
+class Http(Routes):
+    """The server's application. `kserve_app` answers CloudEvents only; without a `webhook` its route does not exist."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        metrics: Metrics,
+        kserve_app: App,
+        max_body_bytes: int,
+        exposition: Callable[[], bytes],
+        webhook: Handler | None = None,
+    ) -> None:
+        self._plane, self._metrics, self._kserve_app = plane, metrics, kserve_app
+        self._exposition = exposition
+        super().__init__(max_body_bytes, lambda: plane.draining, self._table(webhook))
+
+    async def _answer(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+        if exchange.method == "POST" and exchange.is_cloud_event and _is_predict(exchange.path):
+            await self._cloud_event(exchange, scope, send)
+        else:
+            await super()._answer(exchange, scope, send)
+
+    async def _cloud_event(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+        """KServe's app answers, from a body that was read within the limit."""
+        try:
+            body = await exchange.body()
+            if not body.strip():
+                raise BadRequest("The body is empty.")
+        except ServingError as error:
+            await self._send(error_response(error), exchange, send)
+            return
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._kserve_app(scope, receive, send)
+
+    def _table(self, webhook: Handler | None) -> list[tuple[str, str, Handler]]:
         routes: list[tuple[str, str, Handler]] = [
             ("POST", PREDICT, self._infer),
             ("POST", INFER, self._infer),
             ("POST", f"/v1/models/{VERSIONED}:explain", self._explain),
             ("POST", f"/v1/models/{LABELLED}:explain", self._explain),
-            ("GET", "/|/health|/health/live", _constant({"status": "alive"})),
-            ("GET", "/v2/health/live", _constant({"live": True})),
-            ("GET", "/ready|/health/ready|/v2/health/ready", self._ready),
+            *ALIVE,
+            ("GET", READY, self._ready),
             ("GET", "/metrics", self._show_metrics),
             ("GET", "/v1/models", self._models),
             ("GET", f"/v1/models/{MODEL}", self._model),
@@ -198,7 +227,7 @@ class Http:
         ]
         if webhook is not None:
             routes.append(("POST", "/webhooks/mlflow", webhook))
-        return [(verb, re.compile(pattern), handler) for verb, pattern, handler in routes]
+        return routes
 
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         """V1 and V2; a client that hangs up cancels its request."""
@@ -206,24 +235,14 @@ class Http:
         assert target is not None
         exchange.check_content()
         call, request = question(target, exchange, await exchange.body())
-        asked = asyncio.ensure_future(self._plane.infer(call, request))
-        gone = asyncio.ensure_future(exchange.gone())
-        try:
-            await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise ClientGone
-            return answered(asked.result(), request)
-        finally:
-            asked.cancel()
-            gone.cancel()
+        return answered(await exchange.unless_gone(self._plane.infer(call, request)), request)
 
     async def _explain(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         self._plane.manager(parts["model"])
         raise NotOffered("This model has no explainer.")
 
     async def _ready(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        ready = self._plane.ready
-        return Response(200 if ready else 503, dumps({"ready": ready}))
+        return readiness(self._plane.ready)
 
     async def _show_metrics(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         return Response(200, self._exposition(), (TEXT,))
@@ -266,8 +285,21 @@ def _constant(body: dict[str, Any]) -> Handler:
     return answer
 
 
+#: Liveness: the process can answer.
+ALIVE: Sequence[tuple[str, str, Handler]] = (
+    ("GET", "/|/health|/health/live", _constant({"status": "alive"})),
+    ("GET", "/v2/health/live", _constant({"live": True})),
+)
+READY = "/ready|/health/ready|/v2/health/ready"
+
+
+def readiness(ready: bool) -> Response:
+    """The answer of the readiness routes."""
+    return Response(200 if ready else 503, dumps({"ready": ready}))
+
+
 def _is_predict(path: str) -> bool:
     return path.startswith("/v1/models/") and path.endswith(":predict")
 
 
-__all__ = ["Exchange", "Http"]
+__all__ = ["ALIVE", "READY", "TEXT", "ClientGone", "Exchange", "Http", "Routes", "readiness"]

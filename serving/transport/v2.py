@@ -74,19 +74,19 @@ class V2Request:
         outputs = _outputs(document.get("outputs"))
         self._chosen = check_outputs([o["name"] for o in outputs], loaded, output)
         self._binary = _binary_outputs(parameters or {}, outputs)
-        given = [_given(t, tail) for t in inputs]
+        given = [given_of(t, tail) for t in inputs]
         if tail.left:
             raise BadRequest("There are more bytes behind the JSON than the binary tensors take.")
         keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
         return Decoded(decode_tensors(loaded.schema, given, keys), output, per_instance)
 
-    def _parts(self) -> tuple[dict[str, Any], _Tail]:
+    def _parts(self) -> tuple[dict[str, Any], Tail]:
         if self._json_length is None:
-            return parse_object(self._body), _Tail(memoryview(b""))
+            return parse_object(self._body), Tail(memoryview(b""))
         if not self._json_length.isdigit() or int(self._json_length[:19]) > len(self._body):
             raise BadRequest("The header inference-header-content-length must be the length of the JSON in the body.")
         length = int(self._json_length[:19])
-        return parse_object(self._body[:length]), _Tail(memoryview(self._body)[length:])
+        return parse_object(self._body[:length]), Tail(memoryview(self._body)[length:])
 
     def encode(self, answer: Answer) -> bytes:
         """The answer as JSON, in which NaN and infinity become null, and the tensors that were asked for in binary."""
@@ -109,7 +109,7 @@ class V2Request:
         return {**tensor, "parameters": {"binary_data_size": len(raw[-1])}}
 
 
-class _Tail:
+class Tail:
     """The bytes behind the JSON, taken from the front."""
 
     def __init__(self, left: memoryview) -> None:
@@ -147,7 +147,7 @@ def _is_output(output: Any) -> bool:
     return named and isinstance(output.get("parameters", {}), dict)
 
 
-def _given(tensor: Any, tail: _Tail) -> Given:
+def given_of(tensor: Any, tail: Tail) -> Given:
     """One tensor of the JSON body. Raises BadRequest unless it has name, datatype, shape and data of the right types."""
     if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
         raise BadRequest("Every input must be an object with 'name', 'datatype', 'shape' and 'data'.")

@@ -220,6 +220,11 @@ KSERVE = (
     Broken("batched", "probabilities lost", drop(SERVICE, f"{CONTAINER}/env/8"), "batcher"),
     Broken("batched", "five seconds", drop(SERVICE, "spec/predictor/batcher/maxLatency"), "batcher"),
     Broken("canaries", "spec.canary without a model", put(SERVICE, "spec/canary", CANARY)),
+    Broken("transformed", "KServe's own name for the model", put(SERVICE, "spec/transformer/containers/0/args/6", "predictive-maintenance"), "transformer"),
+    Broken("transformed", "no repository", put(SERVICE, "spec/transformer/containers/0/env/0/value", "/etc/headway"), "transformer"),
+    Broken("transformed", "a predictor that lets nobody in", drop("NetworkPolicy", "spec/ingress/2"), "transformer"),
+    Broken("transformed", "no way to the predictor", drop("NetworkPolicy", "spec/egress/5"), "transformer"),
+    Broken("start", "no repository is named", drop(SERVICE, "spec/transformer/containers/0/env/0"), "transformer"),
     Broken("known", "an annotation that lies", put(SERVICE, "metadata/annotations/serving.kserve.io~1enable-prometheus-scraping", "true")),
     Broken("known", "an explainer", put(SERVICE, "spec/explainer", {"minReplicas": 1})),
 )  # fmt: skip

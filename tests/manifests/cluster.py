@@ -126,7 +126,18 @@ def _pod(bundle: Bundle, service: Object, name: str) -> Pod:
         runtime = bundle.named("ClusterServingRuntime", component["model"].get("runtime", ""))
         labels = {**(runtime["spec"].get("labels", {}) if runtime else {}), **labels}
         spec |= _of_runtime(runtime["spec"] if runtime else {"containers": [{}]}, component["model"], meta["name"])
+    if name == "transformer":
+        _told(spec["containers"][0], meta)
     return Pod(owner, mode, labels, spec, component)
+
+
+def _told(container: dict[str, Any], meta: Mapping[str, Any]) -> None:
+    """The words that KServe adds to a transformer's, by `transformer_custom.go`, unless they stand there."""
+    words = container.setdefault("args", [])
+    host = f"{meta['name']}-predictor.{meta.get('namespace')}"
+    for flag, value in (("--model_name", meta["name"]), ("--predictor_host", host), ("--http_port", "8080")):
+        if flag not in words:
+            words += [flag, value]
 
 
 def _of_runtime(runtime: Mapping[str, Any], model: Mapping[str, Any], name: str) -> dict[str, Any]:

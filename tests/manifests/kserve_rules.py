@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from serving.cli import parser
 from tests.manifests import schemas
-from tests.manifests.cluster import COMPONENTS, FRAMEWORKS, Bundle, Pod, deployment, knative_service, mode_of
+from tests.manifests.cluster import COMPONENTS, FRAMEWORKS, Bundle, Pod, deployment, knative_service, mode_of, selects
+from tests.manifests.pod_rules import usable
 from tests.manifests.rendering import Object
+from tests.manifests.truth import volume_at
 
+NAMESPACE = "headway"
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 CLASS = "serving.kserve.io/autoscalerClass"
 SCRAPING = "serving.kserve.io/enable-prometheus-scraping"
@@ -176,6 +180,39 @@ def canaries(bundle: Bundle) -> Iterator[str]:
                 yield f"{service['metadata']['name']}: the webhook refuses spec.canary here"
 
 
+def transformed(bundle: Bundle) -> Iterator[str]:
+    """A transformer asks for a model that its predictor serves, is let through to it, and finds a Feast repository."""
+    pods = {pod.owner: pod for pod in bundle.ours}
+    for name in (service["metadata"]["name"] for service in bundle.services if "transformer" in service["spec"]):
+        front, behind = pods[f"{name}-transformer"], pods[f"{name}-predictor"]
+        settings, served = usable(front, bundle), usable(behind, bundle)
+        if settings is None or served is None:
+            continue
+        words = parser().parse_args(front.container["args"])
+        if words.model_name not in {entry.name for entry in served.models}:
+            yield f"{front.owner}: the predictor serves no {words.model_name}"
+        if words.predictor_host != f"{behind.owner}.{NAMESPACE}":
+            yield f"{front.owner}: {words.predictor_host} is not the predictor"
+        volume = volume_at(front, str(settings.features.repo_path)) or {}
+        found = bundle.named("ConfigMap", volume.get("configMap", {}).get("name", ""))
+        if found is None or "feature_store.yaml" not in found["data"]:
+            yield f"{front.owner}: no Feast repository lies at {settings.features.repo_path}"
+        for peers, direction, of, other in (("to", "egress", front, behind), ("from", "ingress", behind, front)):
+            if served.server.port not in _between(bundle, direction, peers, of, other):
+                yield f"{of.owner}: the network's {direction} is closed to {other.owner}"
+
+
+def _between(bundle: Bundle, direction: str, peers: str, of: Pod, other: Pod) -> set[int]:
+    """The ports that policies of one pod open to another pod of the namespace, in a direction."""
+    policies = [p["spec"] for p in bundle.of("NetworkPolicy") if selects(p["spec"]["podSelector"], of.labels)]
+    return {
+        port["port"]
+        for rule in (rule for spec in policies for rule in spec.get(direction, []))
+        if any("podSelector" in peer and selects(peer["podSelector"], other.labels) for peer in rule[peers])
+        for port in rule["ports"]
+    }
+
+
 def known(bundle: Bundle) -> Iterator[str]:
     """What this model of KServe does not know would pass for a part of the pod."""
     for service in bundle.services:
@@ -190,4 +227,4 @@ def _class(service: Object) -> str:
     return str(service["metadata"].get("annotations", {}).get(CLASS, ""))
 
 
-RULES = (schema, admitted, runtime, mode, steady, scaled, batched, canaries, known)
+RULES = (schema, admitted, runtime, mode, steady, scaled, batched, canaries, transformed, known)

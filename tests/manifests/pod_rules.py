@@ -180,7 +180,9 @@ def cache(bundle: Bundle) -> Iterator[str]:
         if settings is None:
             continue
         volume = volume_at(pod, settings.registry.cache_dir or "/nowhere")
-        if not volume or "emptyDir" not in volume:
+        if not settings.models:
+            pass  # a transformer fetches no artifacts
+        elif not volume or "emptyDir" not in volume:
             yield f"{pod.owner}: the cache {settings.registry.cache_dir} lies on no volume"
         elif settings.registry.cache_bytes >= quantity(volume["emptyDir"].get("sizeLimit", 0)):
             yield f"{pod.owner}: the cache may grow larger than its volume"

@@ -3,6 +3,7 @@
 import mlflow.cli
 import pytest
 import yaml
+from feast.repo_config import RepoConfig
 
 from tests.manifests import schemas
 from tests.manifests.breaking import BREAKS, Broken
@@ -88,6 +89,14 @@ def test_mlflow_accepts_the_words_of_the_test_cluster() -> None:
     assert service in given["allowed_hosts"].split(",")
     ((_, settings),) = config_values(bundle("base"))
     assert settings["registry"]["tracking_uri"] == f"http://{service}"
+
+
+def test_feast_accepts_the_repository_of_the_transformer() -> None:
+    """Its file is a repository's, and the store is where the network lets the pod go."""
+    (found,) = yaml.safe_load_all((folder("transformer") / "feast-config-map.yaml").read_text("utf-8"))
+    config = RepoConfig(repo_path=KSERVE, **yaml.safe_load(found["data"]["feature_store.yaml"]))
+    assert config.online_store.connection_string == "redis.redis.svc.cluster.local:6379"
+    assert config.registry.path.startswith("s3://")
 
 
 def test_every_overlay_is_in_the_table() -> None:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from monitoring.metrics import Metrics
 from serving.cli import parser
-from serving.commands.serve import settings_from
+from serving.commands import serve, transform
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
@@ -38,6 +38,7 @@ KNOWN = {
     "PROTOCOL",
     "PYTHONPATH",
 }
+VERBS = {"serve": serve.settings_from, "transform": transform.settings_from}
 WORDS = {"MODEL_URI", "MODEL_NAME", "MODEL_VERSION"}
 
 
@@ -63,7 +64,7 @@ def settings_of(pod: Pod, bundle: Bundle) -> Settings:
         with tempfile.TemporaryDirectory() as folder:
             if getattr(args, "config", None) is not None:
                 args.config = _mounted(args.config, pod, bundle, Path(folder))
-            return settings_from(args, environ)
+            return VERBS[args.verb](args, environ)
     except SystemExit as error:
         raise Unusable(f"headway {' '.join(container.get('args', []))}: the command refuses these words") from error
     except SettingsError as error:
