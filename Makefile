@@ -1,6 +1,6 @@
 # An index of commands; each works without make.
 .DEFAULT_GOAL := help
-.PHONY: lane bench slow soak many help setup quickstart test unit lint format types imports serve clean
+.PHONY: coverage lane bench slow soak many help setup quickstart test unit lint format types imports serve clean
 
 PYTHON := .venv/bin/python
 
@@ -13,8 +13,11 @@ setup: ## make .venv with the pinned packages
 quickstart: ## train, serve and promote on embedded stores
 	scripts/quickstart.sh
 
-test: ## lint, types, import contracts, and all tests with coverage
+test: ## lint, types, import contracts, and all tests but the long ones
 	scripts/test.sh
+
+coverage: ## the same with branch coverage
+	COVERAGE=1 scripts/test.sh
 
 unit: ## the tests that start no process
 	$(PYTHON) -m pytest -m 'not e2e'

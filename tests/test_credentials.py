@@ -44,6 +44,7 @@ def test_a_registry_that_wants_credentials(
     wrong.until(lambda: "other credentials" in (wrong.status("secret")["problem"] or ""), "told")
 
 
+@pytest.mark.slow
 def test_a_registry_that_refuses_our_host_header(trained: Path, headway: Callable[..., Server], tmp_path: Path) -> None:
     """Its probes pass and its API does not: the status names the variable that MLflow's operator must set."""
     (tmp_path / "mlflow.db").write_bytes((trained / "mlflow.db").read_bytes())

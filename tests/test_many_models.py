@@ -73,7 +73,10 @@ def traffic(server: Server, models: int, fit: int, seconds: float) -> Seen:
 
 @pytest.mark.parametrize(
     ("models", "fit", "megabytes", "seconds"),
-    [pytest.param(5, 2, 25, 4, id="short"), pytest.param(30, 10, 25, 60, id="minute", marks=pytest.mark.slow)],
+    [
+        pytest.param(5, 2, 25, 4, id="short", marks=pytest.mark.slow),
+        pytest.param(30, 10, 25, 60, id="minute", marks=pytest.mark.slow),
+    ],
 )
 def test_more_models_than_memory(
     shared: MlflowServer,

@@ -81,7 +81,7 @@ def test_requests_go_on_while_the_registry_fails(server: Server, proxy: Proxy, m
     assert server.status()["problem"] is None
 
 
-@pytest.mark.parametrize(("mode", "says"), [FAILURES[1], FAILURES[4]])
+@pytest.mark.parametrize(("mode", "says"), [FAILURES[1], pytest.param(*FAILURES[4], marks=pytest.mark.slow)])
 def test_a_pod_starts_with_what_served_last(
     server: Server, start: Callable[..., Server], proxy: Proxy, mode: str, says: str
 ) -> None:

@@ -66,7 +66,7 @@ def test_the_status_says_what_answers(server: Server) -> None:
     assert (status["stale"], status["problem"]) == (False, None)
     assert datetime.fromisoformat(status["since"]).tzinfo is not None
     assert len(status["run_id"]) == 32
-    assert status["versions"] == [{"version": "1", "state": "READY", "reason": None}]
+    assert status["versions"] == [{"version": "1", "state": "READY", "reason": None, "engine": "arrays"}]
     assert server.get("/v1/models").json() == {"models": ["aliased", "staged"]}
 
 

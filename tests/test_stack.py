@@ -111,6 +111,7 @@ def test_grafana_finds_what_it_is_provisioned_with() -> None:
 # -- what can be executed ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_mlflow_answers_by_its_name_in_the_stack(tmp_path: Path) -> None:
     """The command of the file, on a real MLflow: `mlflow:5000` is let in, another name is not, and its health check

@@ -173,6 +173,7 @@ def test_lookups_are_counted(front: Server) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_waits_for_its_predictor_and_follows_it(
     shared: MlflowServer, repository: Path, headway: Callable[..., Server], tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_what_mlflow_refuses_is_explained(shared: MlflowServer, command: Callabl
         assert names in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_secret_that_mlflow_cannot_read_any_more_is_explained(
     trained: Path, tmp_path: Path, command: Callable[..., Ended]
 ) -> None:

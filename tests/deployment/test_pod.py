@@ -64,6 +64,7 @@ def test_a_pod_ends_under_load_without_losing_a_request(start: Callable[..., Pod
     assert not callers.endpoint.is_set()
 
 
+@pytest.mark.slow
 def test_without_the_delay_callers_are_lost(start: Callable[..., Pod]) -> None:
     """What the ConfigMap's five seconds are for: whoever connects before the endpoint is gone finds the port closed."""
     pod = start(delay=0)

@@ -178,7 +178,7 @@ def test_feast_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("repository", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 def test_columns_are_right_whatever_the_hash_seed(repository: Path, seed: int) -> None:
     """Feast's own order of columns changes with the seed; each column's values do not."""
     code = (
