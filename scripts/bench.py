@@ -37,7 +37,7 @@ from scripts.bench_servers import NAME
 from scripts.demo.machines import EXAMPLE, simulate
 
 PREDICT = f"/v1/models/{NAME}:predict"
-OURS = ("ours", "ours-asgi", "ours-labels")
+OURS = ("ours", "ours-native", "ours-asgi", "ours-labels")
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,8 @@ def started(server: str, home: Path, port: int, args: argparse.Namespace) -> Ite
 def _ours(server: str, home: Path, port: int, args: argparse.Namespace) -> list[str]:
     batching = {"max_rows": args.max_rows, "max_queue": args.max_queue}
     model = {"name": NAME, "uri": str(home / "model"), "batching": batching}
+    if server == "ours-native":
+        model["accelerate"] = "off"
     if server == "ours-labels":
         model["output"] = "labels"
     lane = "asgi" if server == "ours-asgi" else "protocol"
