@@ -19,8 +19,8 @@ test: ## lint, types, import contracts, and all tests but the long ones
 coverage: ## the same with branch coverage
 	COVERAGE=1 scripts/test.sh
 
-unit: ## the tests that start no process
-	$(PYTHON) -m pytest -m 'not e2e'
+unit: ## the tests that start no server
+	$(PYTHON) -m pytest -m 'not e2e and not slow'
 
 soak: ## two hundred promotions under load (two minutes); SOAK_SWAPS=1000 for more
 	$(PYTHON) -m pytest -m slow -s tests/test_soak.py

@@ -12,7 +12,7 @@ find_python() {
       return
     fi
   done
-  say "Headway needs Python 3.11 or newer (tested on 3.11), and there is none on the PATH; set PYTHON=/path/to/python3.11."
+  say "Headway needs Python 3.11, 3.12 or 3.13 (tested on 3.11), and there is none on the PATH; set PYTHON=/path/to/python3.11."
   return 1
 }
 
@@ -21,7 +21,7 @@ ensure_venv() {
   stamp=$(cat requirements.txt setup.cfg pyproject.toml | cksum)
   if [ -f .venv/headway-stamp ] && [ "$(cat .venv/headway-stamp)" = "$stamp" ]; then return; fi
   python=$(find_python)
-  say "Installing into .venv (about 2.4 GB with torch and ray; once, a few minutes) ..."
+  say "Installing into .venv (2.7 GB with torch for the CPU; PyPI's torch for Linux brings CUDA on top; once, a few minutes) ..."
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt |
     awk '/^Collecting/ { n++; if (n % 25 == 0) { print "  ... " n " packages found"; fflush() } }' >&2

@@ -25,21 +25,9 @@ from serving.batching import Batcher
 from serving.configuration import ModelOptions
 from serving.loading import Loaded, Loader, warm
 from serving.runtimes.base import Want
+from tests.models import Folder
 
 WIDTH, CALLS = 10, 3000
-
-
-class _Folder:
-    digest, size = "", 0
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def fetch(self, version: ModelVersion) -> _Folder:
-        return self
-
-    def release(self) -> None:
-        """Nothing holds it."""
 
 
 class _Sum(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -76,7 +64,7 @@ def _models() -> dict[str, Callable[[Path], Any]]:
 def _load(path: Path, isolation: str) -> Loaded:
     batching = {"max_rows": 100, "inline_below_ms": 1.0}
     options = ModelOptions(allow_code=True, isolation=isolation, entry=batching)
-    loaded = Loader(_Folder(path), options, None).load(ModelVersion(path.name, "1"))
+    loaded = Loader(Folder(path), options, None).load(ModelVersion(path.name, "1"))
     warm(loaded)
     return loaded
 

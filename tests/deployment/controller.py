@@ -1,6 +1,6 @@
 """What KServe's controller, and Knative below it, make of an InferenceService: a model, step by step.
 
-KServe 0.21 (`ksvc_reconciler.go` makes the traffic list, `PropagateStatus` keeps the rolled-out revisions):
+KServe 0.20 (`ksvc_reconciler.go` makes the traffic list, `PropagateStatus` keeps the rolled-out revisions):
 
 - With `canaryTrafficPercent` and a rolled-out revision, the newest ready revision gets the percent and the rolled-out one
   the rest. Without either, the newest ready revision gets everything: removing the percent promotes.

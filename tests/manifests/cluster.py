@@ -59,10 +59,6 @@ class Pod:
         found: dict[str, Any] = self.spec["containers"][0]
         return found
 
-    def port(self, name: str) -> int | None:
-        """The container port of that name."""
-        return next((p["containerPort"] for p in self.container.get("ports", []) if p.get("name") == name), None)
-
 
 @dataclass
 class Bundle:

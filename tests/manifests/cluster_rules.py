@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.manifests.cluster import AGENT_PORT, Bundle, Pod, backends, selects
-from tests.manifests.pod_rules import usable
+from tests.manifests.pod_rules import started
 from tests.manifests.rendering import Object
 from tests.manifests.truth import has_route, metrics, series_of
 
@@ -189,8 +189,7 @@ def scraped(bundle: Bundle) -> Iterator[str]:
     """Prometheus asks the port and the route where the metrics are."""
     for found in bundle.of("PodMonitor"):
         for endpoint in found["spec"]["podMetricsEndpoints"]:
-            settings = [usable(pod, bundle) for pod in bundle.ours]
-            if endpoint.get("portNumber") not in {each.server.port for each in settings if each}:
+            if endpoint.get("portNumber") not in {settings.server.port for _, settings in started(bundle)}:
                 yield f"{found['metadata']['name']}: port {endpoint.get('portNumber')} has no metrics"
             if endpoint.get("path") != "/metrics" or not has_route(endpoint["path"]):
                 yield f"{found['metadata']['name']}: {endpoint.get('path')} has no metrics"

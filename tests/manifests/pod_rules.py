@@ -40,6 +40,14 @@ def usable(pod: Pod, bundle: Bundle) -> Settings | None:
         return None
 
 
+def started(bundle: Bundle) -> Iterator[tuple[Pod, Settings]]:
+    """The pods that can start, with their settings."""
+    for pod in bundle.ours:
+        settings = usable(pod, bundle)
+        if settings is not None:
+            yield pod, settings
+
+
 def start(bundle: Bundle) -> Iterator[str]:
     """The command accepts its words, the variables are settings, the file loads."""
     for pod in bundle.ours:
@@ -78,10 +86,7 @@ def asked(probe: dict[str, Any]) -> tuple[str | None, int | None]:
 
 def ports(bundle: Bundle) -> Iterator[str]:
     """A declared port is one on which the server listens, under the name that gateways go by."""
-    for pod in bundle.ours:
-        settings = usable(pod, bundle)
-        if settings is None:
-            continue
+    for pod, settings in started(bundle):
         real = {"http1": settings.server.port, "h2c": settings.server.grpc_port}
         declared = pod.container.get("ports", [])
         if not declared:
@@ -95,10 +100,7 @@ def ports(bundle: Bundle) -> Iterator[str]:
 
 def grace(bundle: Bundle) -> Iterator[str]:
     """preStop, drain delay and drain fit into the grace; loading fits into what a rollout waits for."""
-    for pod in bundle.ours:
-        settings = usable(pod, bundle)
-        if settings is None:
-            continue
+    for pod, settings in started(bundle):
         before = pod.container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         allowed = pod.spec.get("terminationGracePeriodSeconds", 30)
         if pod.mode == "Knative":
@@ -114,9 +116,8 @@ def grace(bundle: Bundle) -> Iterator[str]:
 
 def pinned(bundle: Bundle) -> Iterator[str]:
     """The version is a number (or KServe's folder), so that a pod that restarts is the pod that was rolled out."""
-    for pod in bundle.ours:
-        settings = usable(pod, bundle)
-        for entry in settings.models if settings else ():
+    for pod, settings in started(bundle):
+        for entry in settings.models:
             if not re.fullmatch(r"models:/[^/@]+/\d+|/mnt/models", entry.uri) and bundle.name != "dev":
                 yield f"{pod.owner}: {entry.uri} moves under the pods"
 
@@ -175,10 +176,7 @@ def resources(bundle: Bundle) -> Iterator[str]:
 
 def cache(bundle: Bundle) -> Iterator[str]:
     """The artifact cache lies on a volume that is larger than it may become; /tmp and HOME can be written."""
-    for pod in bundle.ours:
-        settings = usable(pod, bundle)
-        if settings is None:
-            continue
+    for pod, settings in started(bundle):
         volume = volume_at(pod, settings.registry.cache_dir or "/nowhere")
         if not settings.models:
             pass  # a transformer fetches no artifacts
