@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -20,6 +19,7 @@ from features.planning import Place, Plan, features_of, make_plan, place
 from features.readers import Entity
 from features.service import OnDemand, Service, View
 from features.settling import Event, Feature, Memory, settle
+from features.threads import Threads
 from features.values import check_key, to_column
 
 #: How long the function of an on-demand view may take, if the request has no deadline.
@@ -59,7 +59,7 @@ class FeastLookup:
         service: Service,
         columns: Mapping[str, tuple[str, bool]],
         layers: Sequence[Mapping[str, Any]],
-        threads: Executor,
+        threads: Threads,
     ) -> None:
         """`columns` are the signature's: MLflow type, and whether it is required. Raises InvalidFeatures."""
         self.store, self.service, self._threads = store, service, threads
@@ -149,10 +149,9 @@ class FeastLookup:
             inputs[name] = _brought(need.given.get(name), index, plain)
         for name, type in on_demand.inputs.items():
             inputs[name] = check_key(name, type, _some(need.keys.get(name), index), "input")
-        run = asyncio.get_running_loop().run_in_executor
         try:
             async with asyncio.timeout(min(need.seconds, ON_DEMAND_SECONDS)):
-                found = await run(self._threads, compute, on_demand, inputs, types, len(index))
+                found = await self._threads.run(compute, on_demand, inputs, types, len(index))
         except TimeoutError as error:
             text = f"The on-demand view {on_demand.name[:64]!r} did not finish in time."
             raise FeaturesUnavailable(text, len(index)) from error

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from features.blocks import Block, from_columns, unwrap
 from features.service import View
+from features.threads import Threads
 
 _FIELDS = {"INT32": "int32_val", "INT64": "int64_val", "STRING": "string_val"}
 #: An entity: its key values in the order of `View.keys`.
@@ -40,31 +38,20 @@ class Reader(Protocol):
 
 
 class Threaded:
-    """A reader of a blocking function. A call that hangs keeps its thread, so no more than `threads` ever hang."""
+    """A reader of a blocking function."""
 
     chunk = 500
 
     def __init__(self, read: Read, threads: int = 4) -> None:
-        self._read = read
-        self._pool = ThreadPoolExecutor(threads, "headway-features")
-        self._free = asyncio.Semaphore(threads)
+        self._read, self._threads = read, Threads(threads, "headway-features")
 
     async def read(self, asks: Sequence[Ask]) -> list[Block]:
         """A block per ask; waits for a free thread first."""
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
-
-        def release(_: Future[list[Block]]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone: the process ends
-                loop.call_soon_threadsafe(self._free.release)
-
-        work = self._pool.submit(self._read, asks)
-        work.add_done_callback(release)
-        return await asyncio.wrap_future(work)
+        return await self._threads.run(self._read, asks)
 
     def close(self) -> None:
         """Lets the threads end; what hangs is left behind."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
 
 def feast_read(store: Any) -> Read:

@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from features.readers import Read, Reader, Threaded, feast_read
 from features.redis_reader import RedisReader, agrees, fail_fast, readable
 from features.remote_reader import remote_read
 from features.service import Service, View, resolve
+from features.threads import Threads
 
 log = logging.getLogger("headway.features")
 MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
@@ -40,7 +40,7 @@ class FeastSource:
         self._lock = threading.Lock()
         self._feast: Any = None
         self._breaker = Breaker(changed=changed)
-        self._threads = ThreadPoolExecutor(4, "headway-on-demand")
+        self._threads = Threads(4, "headway-on-demand")
         self._redis: RedisReader | None = None
         self._threaded: Threaded | None = None
         self._on_loop: Store
@@ -72,7 +72,7 @@ class FeastSource:
             await self._redis.aclose()
         if self._threaded is not None:
             self._threaded.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _open(self) -> Any:
         """The store, with its registry read anew: definitions follow the versions, not a timer."""

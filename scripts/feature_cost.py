@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import itertools
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from feast.types import Float64
 from features.lookup import FeastLookup, Need
 from features.readers import Ask
 from features.store import FeastSource
+from tests.servers import free_port
 
 ENTITIES, FEATURES = 10_000, tuple(f"f{i}" for i in range(10))
 LANES = 64
@@ -158,9 +158,7 @@ def main() -> None:
     binary = shutil.which("redis-server")
     if binary is None:
         sys.exit("redis-server is not installed (apt-get install redis-server)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     with tempfile.TemporaryDirectory() as home, subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:

@@ -1,5 +1,7 @@
 """What a process of its own costs a version: the same model in the server and in a child, call by call in turn.
 
+By the model's own library on both sides, so that the difference is the process's alone.
+
 python -m scripts.isolation_cost
 """
 
@@ -63,7 +65,7 @@ def _models() -> dict[str, Callable[[Path], Any]]:
 
 def _load(path: Path, isolation: str) -> Loaded:
     batching = {"max_rows": 100, "inline_below_ms": 1.0}
-    options = ModelOptions(allow_code=True, isolation=isolation, entry=batching)
+    options = ModelOptions(allow_code=True, isolation=isolation, accelerate="off", entry=batching)
     loaded = Loader(Folder(path), options, None).load(ModelVersion(path.name, "1"))
     warm(loaded)
     return loaded

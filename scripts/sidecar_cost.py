@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+
+from tests.servers import free_port
 
 WIDTH, CALLS, CLIENTS, SECONDS, ROUNDS = 10, 100, 64, 4, 5
 DEFAULT_MS, SHORT_MS = 5000, 5
@@ -61,15 +62,15 @@ def _save(model: Any, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _headway(name: str, folder: Path) -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     flags = ["--model-uri", str(folder), "--model-name", name, "--host", "127.0.0.1", "--port", str(port)]
-    with _program("/ready", port, "serving.cli", "serve", *flags, "--grpc-port", str(_free_port())):
+    with _program("/ready", port, "serving.cli", "serve", *flags, "--grpc-port", str(free_port())):
         yield port
 
 
 @contextlib.contextmanager
 def _sidecar(target: int, milliseconds: int) -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     flags = ["--target", f"127.0.0.1:{target}", "--port", str(port), "--max-latency", str(milliseconds)]
     with _program("/ready", port, "tests.sidecar", *flags):
         yield port
@@ -94,12 +95,6 @@ def _answers(url: str) -> bool:
     with contextlib.suppress(requests.RequestException):
         return requests.get(url, timeout=1).ok
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _url(port: int, name: str) -> str:
