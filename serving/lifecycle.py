@@ -121,10 +121,10 @@ def plan(
 
 
 def next_due(views: Sequence[View], now: float, drain_seconds: float) -> float | None:
-    """Seconds until time alone could change the plan, or None if only an event can."""
-    times = [v.due for v in views if v.state is State.FAILED]
+    """Seconds until time alone could change a plan that had nothing to do at `now`, or None if only an event can."""
+    times = [v.due for v in views if v.state is State.FAILED and v.due > now]
     times += [v.since + drain_seconds for v in views if v.state is State.DRAINING]
-    return max(0.0, min(times) - now) if times else None
+    return min(times) - now if times else None
 
 
 def _publish(aspired: Sequence[ModelVersion], views: Sequence[View]) -> Action | None:

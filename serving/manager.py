@@ -25,6 +25,7 @@ from serving.lifecycle import (
     Publish,
     State,
     Unload,
+    View,
     advance,
     backoff,
     next_due,
@@ -227,9 +228,9 @@ class ModelManager:
     async def _reconcile(self) -> None:
         """Everything that the plan asks for now, and a rest until something can change it."""
         self._wake.clear()
-        while (action := self._plan()) is not None:
+        while (action := self._plan(now := time.monotonic())) is not None:
             await self._perform(action)
-        await self._rest()
+        await self._rest(now)
 
     def close(self, error: Exception | None = None) -> None:
         """Fails whoever still waits: the process ends."""
@@ -239,16 +240,18 @@ class ModelManager:
                     servable.batcher.fail_waiting(error)
                 servable.batcher.close()
 
-    def _plan(self) -> Action | None:
-        views = [s.view(self.current) for s in self.servables]
-        return plan(self.aspired, views, time.monotonic(), self._drain_seconds, extras=self.extras.versions)
+    def _plan(self, now: float) -> Action | None:
+        return plan(self.aspired, self._views(), now, self._drain_seconds, extras=self.extras.versions)
 
-    async def _rest(self) -> None:
-        views = [s.view(self.current) for s in self.servables]
+    async def _rest(self, now: float) -> None:
+        """`now` is when the plan had nothing to do: what has become due since then is still ahead."""
         with contextlib.suppress(TimeoutError):
             # Not wait_for: until Python 3.12 it loses a cancellation that meets the event.
-            async with asyncio.timeout(next_due(views, time.monotonic(), self._drain_seconds)):
+            async with asyncio.timeout(next_due(self._views(), now, self._drain_seconds)):
                 await self._wake.wait()
+
+    def _views(self) -> list[View]:
+        return [s.view(self.current) for s in self.servables]
 
     async def _perform(self, action: Action) -> None:
         match action:
@@ -318,21 +321,23 @@ class ModelManager:
         if servable.state is not State.READY or servable.batcher is None:
             return  # it is leaving anyway
         servable.shut()
-        if servable is self.current:
-            self.current, self.turn = None, Turn()
         self._fail(servable, reason)
         self._ending = asyncio.get_running_loop().create_task(self._dispose(servable))
         self._wake.set()
 
     def _fail(self, servable: Servable, reason: str, error: NoRoom | None = None) -> None:
-        """What nobody aspires to is not tried again, and leaves nothing but a refusal to who names it next."""
+        """What nobody aspires to is not tried again, and leaves nothing but a refusal to who names it next; where nothing
+        is aspired to, what answered until now stays to say why it does so no more."""
+        answered = servable is self.current
+        if answered:
+            self.current, self.turn = None, Turn()
         servable.failures += 1
         servable.reason = reason
         servable.due = time.monotonic() + backoff(servable.failures)
         self._enter(servable, State.FAILED, retry_in_seconds=backoff(servable.failures))
         number = servable.version.version
         self.extras.failed(servable.version, error or NotReady(f"Version {number} of the model FAILED: {reason}."))
-        if servable.version in self.aspired:
+        if servable.version in self.aspired or (answered and not self.aspired):
             self.turn.end(error or self.unready())
             if self.first_failure is not None and self.current is None and self.required:
                 self.first_failure()

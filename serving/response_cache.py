@@ -24,6 +24,8 @@ from serving.runtimes.base import Outputs, Want
 
 #: An answer that takes more than this part of the budget is not kept: it would push out too many others.
 LARGEST_SHARE = 8
+#: Rows that take more than this have no key: it is made on the event loop, where everybody waits for it.
+MOST_KEYED_BYTES = 2**20
 _ENTRY_BYTES = 512  # the key, the entry and its objects; more than they take
 _DIGEST_BYTES = 16
 _PLAIN = frozenset({str, bytes, bool, int, float, type(None)})
@@ -39,7 +41,10 @@ class CacheLimits:
 
 
 def key_of(arrays: Arrays, want: Want) -> bytes | None:
-    """A digest of all that an answer depends on; None if there are values whose likeness cannot be told."""
+    """A digest of all that an answer depends on; None for values that are too many, or whose likeness cannot be told."""
+    left = MOST_KEYED_BYTES - sum(array.nbytes for array in arrays)
+    if left < 0:
+        return None
     digest = hashlib.blake2b(b"%d" % want.value, digest_size=_DIGEST_BYTES)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -47,7 +52,11 @@ def key_of(arrays: Arrays, want: Want) -> bytes | None:
             values = array.ravel().tolist()
             if not _PLAIN.issuperset(map(type, values)):
                 return None
-            digest.update(marshal.dumps(values, _UNSHARED))
+            written = marshal.dumps(values, _UNSHARED)
+            left -= len(written)
+            if left < 0:
+                return None
+            digest.update(written)
         else:
             digest.update(array.tobytes())
     return digest.digest()

@@ -7,7 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from registry.mlmodel import Column, Signature, Tensor
-from serving.errors import NotReady
 from serving.lifecycle import State
 from serving.manager import ASLEEP, ModelManager
 from serving.runtimes.base import DATATYPES as TENSOR_DATATYPES
@@ -97,9 +96,7 @@ def server_metadata() -> dict[str, Any]:
 
 
 def metadata(manager: ModelManager, number: str | None) -> dict[str, Any]:
-    """The body of `GET /v2/models/{m}`, for the current or a numbered version."""
-    if number is None and manager.current is None:
-        raise NotReady(f"Model {manager.name!r} has no READY version: {manager.why()}.")
+    """The body of `GET /v2/models/{m}`, for the current or a numbered version. Raises NotReady or NotFound."""
     with manager.lease(number) as servable:
         loaded, _ = servable.ready
         return {

@@ -181,3 +181,12 @@ def feast_server(repository: Path) -> Iterator[str]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextlib.contextmanager
+def remote(home: Path, repository: Path) -> Iterator[Path]:
+    """A repository in `home` with the other's definitions, and Feast's server over the other for their values."""
+    with feast_server(repository) as online:
+        shutil.copy(repository / "registry.db", home)
+        write_yaml(home, online)
+        yield home

@@ -143,33 +143,30 @@ def test_every_tag_that_configures_is_documented() -> None:
     assert {name for name in names if name.startswith(("headway.", "feast."))} == set(CONFIGURING)
 
 
-def test_the_example_file_and_the_strict_profile_are_valid(tmp_path: Path) -> None:
-    """Every YAML block of docs/configuration.md is accepted as a file."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "configuration.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+def accepted(page: str, tmp_path: Path) -> list[Settings]:
+    """Every YAML block of a page, read as a file."""
+    found = []
+    for block in re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL):
         file = tmp_path / "headway.yaml"
         file.write_text(block)
-        load_settings({}, {}, file)
-    assert load_settings({}, {}, file).defaults.timeout_ms == 100
+        found.append(load_settings({}, {}, file))
+    return found
+
+
+def test_the_example_file_and_the_strict_profile_are_valid(tmp_path: Path) -> None:
+    """Every YAML block of docs/configuration.md is accepted as a file."""
+    _, strict = accepted("configuration.md", tmp_path)
+    assert strict.defaults.timeout_ms == 100
 
 
 def test_the_files_of_the_trust_page_are_valid(tmp_path: Path) -> None:
     """Every YAML block of docs/trust.md is accepted as a file."""
-    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "trust.md").read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        file = tmp_path / "headway.yaml"
-        file.write_text(block)
-        assert load_settings({}, {}, file).models
+    assert [bool(settings.models) for settings in accepted("trust.md", tmp_path)] == [True] * 3
 
 
 def test_the_file_of_the_caching_page_says_what_the_page_says(tmp_path: Path) -> None:
     """A budget for all, an age for one, and none for another."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "caching.md").read_text("utf-8"), re.DOTALL)
-    file = tmp_path / "headway.yaml"
-    file.write_text(block)
-    settings = load_settings({}, {}, file)
+    (settings,) = accepted("caching.md", tmp_path)
     limits = [options_of(entry, settings).response_cache for entry in settings.models]
     assert limits == [CacheLimits(64 * 2**20, 600.0), CacheLimits(0)]
 

@@ -1,6 +1,5 @@
 """A server whose features lie in Redis, which is killed, frozen and started again under load."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceSt
 from scripts.load import Load
 from tests.models import columns, linear, register, skops
 from tests.servers import MlflowServer, Server
-from tests.stores import ABSENT, NULL, STALE, RedisServer, build, feast_server, frames, redis_yaml, write_yaml
+from tests.stores import ABSENT, NULL, STALE, RedisServer, build, frames, redis_yaml, remote
 
 pytestmark = pytest.mark.e2e
 NAMES = ("wear", "heat", "load")
@@ -48,12 +47,9 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 def repositories(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """The same features in every kind of store."""
     sqlite = build(tmp_path_factory.mktemp("sqlite"), "{type: sqlite, path: online.db}")
-    remote = tmp_path_factory.mktemp("remote")
-    with feast_server(sqlite) as online:
-        shutil.copy(sqlite / "registry.db", remote)
-        write_yaml(remote, online)
-        redis = build(tmp_path_factory.mktemp("redis"), redis_yaml(redis_server))
-        yield {"sqlite": sqlite, "redis": redis, "remote": remote}
+    redis = build(tmp_path_factory.mktemp("redis"), redis_yaml(redis_server))
+    with remote(tmp_path_factory.mktemp("remote"), sqlite) as home:
+        yield {"sqlite": sqlite, "redis": redis, "remote": home}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 import requests
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
@@ -106,11 +108,14 @@ def test_the_drain_is_a_bound(headway: Callable[..., Server], sleeper: dict[str,
 
 
 def test_the_drain_is_no_wait(headway: Callable[..., Server], sleeper: dict[str, str]) -> None:
-    """With nothing in flight the process ends at once, idle connections or not; Ctrl-C is the same."""
+    """With nothing in flight the process ends at once, idle connections and watchers of its health or not; Ctrl-C is the
+    same."""
     server = start(headway, sleeper, HEADWAY_SERVER__DRAIN_SECONDS="600")
     assert server.get("/ready").status_code == 200  # on a connection that stays open
     with grpc.insecure_channel(server.grpc) as channel:
         GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest())
+        watching = HealthStub(channel).Watch(HealthCheckRequest(service="liveness"))
+        assert next(watching).status == HealthCheckResponse.SERVING
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(30) == 0
 

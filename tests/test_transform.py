@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -208,6 +210,8 @@ class Foreign(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), ForeignAnswers)
         self.left: list[str | None] = []
         self.sent: list[Any] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.hung_up = threading.Semaphore(0)
 
 
@@ -222,6 +226,7 @@ class ForeignAnswers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.sent.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         if self.path.endswith("/infer"):
+            self.server.may_answer.wait(60)
             self._say(418, "text/plain", b"short and stout")
             return
         self.server.left.append(self.headers["x-request-timeout-ms"])
@@ -242,6 +247,7 @@ def foreign() -> Iterator[Foreign]:
     server = Foreign()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
+    server.may_answer.set()
     server.shutdown()
     server.server_close()
 
@@ -271,3 +277,42 @@ def test_a_predictor_that_is_not_headway(foreign: Foreign, repository: Path, tmp
             requests.post(front.base + "/v1/models/tea:predict", json=body, timeout=1)
         assert foreign.hung_up.acquire(timeout=15)
         assert front.metric("model_prediction_errors_total", model_name="tea", error_type="deadline") == 1
+
+
+@pytest.mark.slow
+def test_whoever_is_in_flight_is_answered_before_it_ends(foreign: Foreign, repository: Path, tmp_path: Path) -> None:
+    """After a signal it is not ready, hands the predictor's late answer on, closes its port, and ends with 0."""
+    host, body = f"127.0.0.1:{foreign.server_port}", {"inputs": [tensor("machine", "INT64", [20])]}
+    delay = {"HEADWAY_SERVER__DRAIN_DELAY_SECONDS": "3"}
+    with transformer(tmp_path / "log", host, repository, "tea", **delay) as front, ThreadPoolExecutor(1) as pool:
+        front.until_ready(90)
+        foreign.may_answer.clear()
+        asked = pool.submit(requests.post, front.base + "/v2/models/tea/infer", json=body, timeout=60)
+        front.until(lambda: foreign.sent, "asked the predictor")
+        front.process.send_signal(signal.SIGTERM)
+        front.until(lambda: front.get("/ready").status_code == 503, "draining")
+        front.until(lambda: refused(front), "closed")
+        foreign.may_answer.set()
+        assert (asked.result().status_code, asked.result().text) == (418, "short and stout")
+        assert front.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_predictor_that_never_answers_does_not_keep_it(foreign: Foreign, repository: Path, tmp_path: Path) -> None:
+    """Past the drain bound the exchange with the predictor is ended, and the process with 0."""
+    host, body = f"127.0.0.1:{foreign.server_port}", {"instances": [{"machine": 20, "other": 1}]}
+    bound = {"HEADWAY_SERVER__DRAIN_SECONDS": "0.5"}
+    with transformer(tmp_path / "log", host, repository, "tea", **bound) as front, ThreadPoolExecutor(1) as pool:
+        front.until_ready(90)
+        pool.submit(requests.post, front.base + "/v1/models/tea:predict", json=body, timeout=60)
+        front.until(lambda: foreign.sent, "asked the predictor")
+        assert front.terminate(30) == 0
+        assert foreign.hung_up.acquire(timeout=15)
+
+
+def refused(server: Server) -> bool:
+    """Whether nobody listens on its port any more."""
+    with contextlib.suppress(requests.ConnectionError):
+        requests.get(server.base + "/health/live", timeout=10)
+        return False
+    return True

@@ -34,12 +34,14 @@ class Health(HealthServicer):  # type: ignore[misc]  # generated code without ty
         return _Status(status=status)
 
     async def Watch(self, request: Any, context: Any) -> None:
-        """The status now, and whenever it has changed."""
+        """The status now, and whenever it has changed; ends when the server drains, which would wait for it."""
         told = None
         while True:
-            status = self._status(request.service)
+            draining, status = self._plane.draining, self._status(request.service)
             if status != told:
                 await context.write(_Status(status=status))
+            if draining:
+                return
             told = status
             await asyncio.sleep(_LOOK_SECONDS)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stores import RedisServer, build, feast_server, redis_yaml, write_yaml
+from tests.stores import RedisServer, build, redis_yaml, remote
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +29,7 @@ def redis_repository(redis_server: RedisServer, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def remote_repository(sqlite_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A repository that knows the features' definitions, and Feast's server for their values."""
-    home = tmp_path_factory.mktemp("remote")
-    with feast_server(sqlite_repository) as online:
-        shutil.copy(sqlite_repository / "registry.db", home)
-        write_yaml(home, online)
+    with remote(tmp_path_factory.mktemp("remote"), sqlite_repository) as home:
         yield home
 
 

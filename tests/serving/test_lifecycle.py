@@ -66,6 +66,7 @@ def test_time_alone_matters_only_for_retries_and_drains() -> None:
     """The loop sleeps until the next moment that could change the plan."""
     assert next_due([View(1, V1, S.READY)], 10, 25) is None
     assert next_due([View(1, V1, S.FAILED, due=12), View(2, V2, S.DRAINING, since=0)], 10, 25) == 2
+    assert next_due([View(1, V1, S.FAILED, due=10), View(2, V2, S.LOADING)], 10, 25) is None
     assert [backoff(n) for n in (1, 2, 3, 9)] == [1, 2, 4, 60]
 
 
@@ -123,6 +124,8 @@ def test_once_ready_a_model_never_has_no_ready_version(seed: int) -> None:
         for _ in range(30):
             action = plan(aspired, world.views, world.now, 1.0)
             if action is None:
+                due = next_due(world.views, world.now, 1.0)
+                assert due is None or due > 0, "it would not rest"
                 break
             world.perform(action)
             current = [v for v in world.views if v.current]

@@ -1,5 +1,6 @@
 """A version in a process of its own, with real processes: what it answers, and what its end does."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -22,9 +23,12 @@ from serving.configuration import ModelOptions
 from serving.decoding import decode_instances
 from serving.errors import ModelFailed, NotReady
 from serving.loading import Loaded, Loader, warm
+from serving.manager import ModelManager
 from serving.runtimes.base import Outputs, Want
 from serving.runtimes.process import Processes, ProcessRuntime, Raised, pause
 from serving.runtimes.spawn import Ending, environment
+from serving.status import model_status
+from tests.fakes import Watcher
 from tests.models import Folder, columns, fiend, stuck, with_helper
 
 DO = columns(("do", "string"), output="long")
@@ -244,6 +248,41 @@ def test_a_process_that_only_ends_is_given_up_on(start: Start, lost: Losses) -> 
     assert (lost, process(loaded).pid) == ([Ending.CRASHED] * 5, None)
     with pytest.raises(NotReady, match="SIGSEGV"):
         ask(loaded, "fine")
+
+
+class OnlyOne:
+    """Loads version 1 as a fiend, and no other (`VersionLoader`)."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+
+    def load(self, version: ModelVersion) -> Loaded:
+        if version.version != "1":
+            raise InvalidModel("there is but one")
+        return self._start(fiend())
+
+
+async def test_what_is_given_up_on_while_its_alias_is_gone_still_says_why(start: Start) -> None:
+    """Nothing tries it again, and its row stays with the reason until another version is aspired to."""
+    manager = ModelManager("m", "models:/m@champion", OnlyOne(start), Watcher())
+    running = asyncio.create_task(manager.run())
+    async with asyncio.timeout(60):
+        manager.aspire((ModelVersion("m", "1"),))
+        await manager.turn.wait()
+        with manager.lease() as servable:
+            manager.aspire((), "the alias is gone")
+            process(servable.ready[0]).given_up("it only ends")
+        await servable.gone.wait()
+        assert [(row["state"], row["reason"]) for row in model_status(manager)["versions"]] == [
+            ("FAILED", "it only ends")
+        ]
+        with pytest.raises(NotReady, match="version 1 FAILED: it only ends"):
+            manager.hold()
+        manager.aspire((ModelVersion("m", "2"),))
+        while [row["version"] for row in model_status(manager)["versions"]] != ["2"]:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    manager.close()
 
 
 def crash(loaded: Loaded) -> None:

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from serving.batching import Batcher, BatchingLimits
 from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull
-from serving.response_cache import LARGEST_SHARE, CacheLimits, ResponseCache, Store, Wait, key_of, size_of
+from serving.response_cache import (
+    LARGEST_SHARE,
+    MOST_KEYED_BYTES,
+    CacheLimits,
+    ResponseCache,
+    Store,
+    Wait,
+    key_of,
+    size_of,
+)
 from serving.runtimes.base import Outputs, Want
 from tests.serving.test_batching import Doubler, until
 
@@ -280,6 +289,26 @@ async def test_values_that_cannot_be_compared_are_always_computed(asker: Asker) 
     """An object whose content is unknown has no key, and neither is its answer kept."""
     assert key_of((objects(SECRET),), Want.LABELS) is None
     assert size_of(Outputs(1, objects({"a": 1}))) is None
+
+
+async def test_a_request_of_very_many_values_is_always_computed() -> None:
+    """Its key would hold up the event loop: the last that has one is found again, one row more is not."""
+    asker = Asker(max_rows=MOST_KEYED_BYTES, max_queue=MOST_KEYED_BYTES)
+    asker.cache = ResponseCache(asker.batcher, CacheLimits(100 * MUCH), 2000, asker._count, asker._count)
+    most = [0.0] * (MOST_KEYED_BYTES // 8)
+    for values, told in ((most, {"miss": 1, "hit": 1}), ([*most, 0.0], {"miss": 3, "hit": 1})):
+        for _ in range(2):
+            assert len(await asker.ask(*values).answer()) == len(values)
+        assert asker.told == told
+    asker.batcher.close()
+
+
+def test_long_words_count_in_what_has_a_key() -> None:
+    """A few long ones, in one column or in several, are as dear as many numbers."""
+    half, whole = "w" * (MOST_KEYED_BYTES // 2), "w" * MOST_KEYED_BYTES
+    assert key_of((objects(half),), Want.LABELS) is not None
+    for arrays in ((objects(whole),), (objects(half, half),), (objects(half), objects(half))):
+        assert key_of(arrays, Want.LABELS) is None
 
 
 class Model:
