@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from serving.batch import Arrays, Done, Item, Slice, compute
 from serving.errors import DeadlineExceeded, NotReady, QueueFull
+from serving.outbox import OUTBOX
 from serving.runtimes.base import Outputs, Runtime, Want
 
 LATE_SECONDS = 0.001  # the loop counts in milliseconds, and must not ring before the time has come
@@ -250,8 +251,9 @@ class Batcher:
         rows = sum(s.stop - s.start for s in slices)
         self._seconds_per_row += 0.1 * (seconds / rows - self._seconds_per_row)
         self._observe(len(slices), rows, seconds)
-        for piece, result in zip(slices, results, strict=True):
-            self._deliver(piece, result, seconds)
+        with OUTBOX:
+            for piece, result in zip(slices, results, strict=True):
+                self._deliver(piece, result, seconds)
         if self._queue:
             self._schedule(self._queue[0].enqueued)
 

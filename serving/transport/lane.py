@@ -19,6 +19,7 @@ from serving.calls import Reply
 from serving.dataplane import DataPlane
 from serving.errors import ServingError
 from serving.flight import Flight
+from serving.outbox import OUTBOX
 from serving.transport.answers import Response, complete_headers, error_response, question, written
 from serving.transport.head import Head
 from serving.transport.http import LINGER_SECONDS
@@ -117,8 +118,11 @@ class Inference(Head):
             self.response_started = True
             if self._protocol.plane.draining:
                 self.keep_alive = False
-            self._protocol.transport.write(written(result, request, self, close=not self.keep_alive))
-            self._finish()
+            OUTBOX.put(self._send, written(result, request, self, close=not self.keep_alive))
+
+    def _send(self, data: bytes) -> None:
+        self._protocol.transport.write(data)
+        self._finish()
 
     def _respond(self, response: Response) -> None:
         """Writes an error. A client that still sends is listened to for a while: closing would cut the answer off."""
