@@ -15,6 +15,13 @@ os.environ.setdefault("FEAST_USAGE", "False")
 from tests.servers import MlflowServer, Server, copy_registry, start_headway, start_mlflow
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long work has an hour where the other tests have minutes."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `mlflow.db` and its artifacts: the demonstration's versions, trained once per run.

@@ -62,7 +62,7 @@ class ProcessRuntime:
         name the version on log lines, `lost` hears why a process had to be replaced. Raises InvalidModel."""
         self._order, self._bounds, self._facts, self._lost = order, bounds, facts, lost
         self._closed = threading.Event()
-        self._first: tuple[bytes, float] | None = None
+        self._first: bytes | None = None
         self._newest: Child | None = None
         self.classes: np.ndarray | None = None
         self.engine = Engine("process")
@@ -87,7 +87,7 @@ class ProcessRuntime:
         if child is None:
             raise NotReady(self._excuse())
         question = pack({"rows": rows, "want": want.value}, {str(i): array for i, array in enumerate(arrays)})
-        self._first = self._first or (question, self._bounds.hang_seconds)
+        self._first = self._first or question
         try:
             answer = child.ask(question, self._bounds.hang_seconds)
         except Unsent as error:
@@ -124,7 +124,8 @@ class ProcessRuntime:
                 raise InvalidModel("the version is being unloaded")
             hello = child.greet(self._order, self._bounds.start_seconds)
             if self._first is not None:
-                child.ask(*self._first)  # the first prediction of a process is its slowest: not at a caller's expense
+                # The first prediction of a process is its slowest: not at a caller's expense, nor by a caller's bound.
+                child.ask(self._first, max(self._bounds.hang_seconds, STEADY_SECONDS))
         except BaseException as error:
             child.end()
             child.wait()

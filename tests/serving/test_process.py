@@ -177,10 +177,14 @@ def test_an_ended_process_fails_its_rows_and_comes_back(
     with pytest.raises(ModelFailed):
         ask(loaded, what)
     refused = set()
-    while process(loaded).pid in (None, before):
+
+    def back() -> bool:
         with contextlib.suppress(NotReady):
             refused.add(process(loaded).trouble)
             ask(loaded, "wait")
+        return process(loaded).pid not in (None, before)
+
+    until(back)
     assert any(says in str(trouble) for trouble in refused)
     assert do(loaded, "four") == [4]
     assert lost == [ending]
