@@ -23,9 +23,14 @@ def test_what_is_put_while_it_is_open_leaves_together_and_in_order() -> None:
 def test_what_was_put_leaves_although_the_rest_fails() -> None:
     """An answer that is encoded is not lost with another one."""
     outbox, sent = Outbox(), list[bytes]()
-    with pytest.raises(ValueError, match="broken"), outbox:
-        outbox.put(sent.append, b"1")
-        raise ValueError("broken")
+
+    def deliver() -> None:
+        with outbox:
+            outbox.put(sent.append, b"1")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        deliver()
     assert sent == [b"1"]
 
 
