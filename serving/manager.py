@@ -283,8 +283,9 @@ class ModelManager:
 
     async def _bring_up(self, servable: Servable) -> None:
         """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays."""
+        bound = asyncio.timeout(self._load_seconds)
         try:
-            async with asyncio.timeout(self._load_seconds), self._room(servable):
+            async with bound, self._room(servable):
                 loaded = await in_thread(lambda: self._loader.load(servable.version), Loaded.dispose)
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
@@ -297,10 +298,9 @@ class ModelManager:
             self.extras.came(servable.version)
         except NoRoom as error:
             self._fail(servable, str(error), error)
-        except TimeoutError:
-            self._fail(servable, f"loading took longer than {self._load_seconds:g} seconds")
         except Exception as error:  # noqa: BLE001  the reconcile loop's edge: a version may fail in any way
-            self._fail(servable, reason_of(error))
+            late = f"loading took longer than {self._load_seconds:g} seconds"
+            self._fail(servable, late if bound.expired() else reason_of(error))
         finally:
             self._wake.set()
             if servable.state is State.FAILED:

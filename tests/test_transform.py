@@ -299,14 +299,15 @@ def test_whoever_is_in_flight_is_answered_before_it_ends(foreign: Foreign, repos
 
 @pytest.mark.slow
 def test_a_predictor_that_never_answers_does_not_keep_it(foreign: Foreign, repository: Path, tmp_path: Path) -> None:
-    """Past the drain bound the exchange with the predictor is ended, and the process with 0."""
+    """Past the drain bound the exchange with the predictor is ended, its client told, and the process ends with 0."""
     host, body = f"127.0.0.1:{foreign.server_port}", {"instances": [{"machine": 20, "other": 1}]}
     bound = {"HEADWAY_SERVER__DRAIN_SECONDS": "0.5"}
     with transformer(tmp_path / "log", host, repository, "tea", **bound) as front, ThreadPoolExecutor(1) as pool:
         front.until_ready(90)
-        pool.submit(requests.post, front.base + "/v1/models/tea:predict", json=body, timeout=60)
+        asked = pool.submit(requests.post, front.base + "/v1/models/tea:predict", json=body, timeout=60)
         front.until(lambda: foreign.sent, "asked the predictor")
         assert front.terminate(30) == 0
+        assert (asked.result().status_code, asked.result().json()) == (503, {"error": "The server is shutting down."})
         assert foreign.hung_up.acquire(timeout=15)
 
 

@@ -19,6 +19,7 @@ from serving.errors import (
     MethodNotAllowed,
     NotFound,
     NotOffered,
+    NotReady,
     ServingError,
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
@@ -142,6 +143,10 @@ class Routes:
             return await handler(exchange, parts)
         except ClientGone:
             raise
+        except asyncio.CancelledError:
+            if not self._draining():
+                raise
+            return error_response(NotReady("The server is shutting down."))  # uvicorn's word for: past the bound
         except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer
             return error_response(error)
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from registry.policies import EveryCarrier, FollowAlias
+from registry.versions import ModelVersion
 from serving.errors import BadRequest, NoRoom, NotFound, NotLoadedYet, NotReady
 from serving.fleet import Fleet, Seat
 from serving.herd import Herd
 from serving.lifecycle import State
+from serving.loading import Loaded
 from serving.manager import ModelManager
 from serving.named import BURST, Finder
 from serving.poller import Poller
@@ -202,6 +204,22 @@ async def test_a_named_version_that_fails_says_why_and_harms_nobody() -> None:
         assert hall.loader.loads["m", "2"] == 1
         status = model_status(hall.seats["m"].manager)
         assert (status["ready"], status["version"], status["problem"]) == (True, "1", None)
+
+
+async def test_a_timeout_of_somebody_elses_is_not_taken_for_ours() -> None:
+    """A store that does not answer the loader in time is told as that, not as a version that loads too long."""
+
+    class Late(Loader):
+        def load(self, version: ModelVersion) -> Loaded:
+            raise TimeoutError("the artifact store did not answer")
+
+    hall = Hall()
+    hall.loader = Late()
+    hall.registry.add("m", "1", champion="1")
+    hall.seats["m"] = hall.seat("m")
+    async with running(hall):
+        with pytest.raises(NotReady, match="the artifact store did not answer"):
+            await hall.ask("m")
 
 
 async def test_a_model_has_so_many_named_versions_and_no_more() -> None:
