@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from registry.mlmodel import Column, Signature
-from serving.runtimes.accelerated.accelerate import CHECK_SECONDS
-from serving.runtimes.accelerated.parity import Parity, prove
-from serving.runtimes.accelerated.runtime import AcceleratedRuntime, compiled
+from serving.runtimes.accelerated.accelerate import proved
+from serving.runtimes.accelerated.parity import Parity
+from serving.runtimes.accelerated.runtime import AcceleratedRuntime
 from serving.runtimes.base import Runtime, Want
 from serving.runtimes.sklearn import SklearnRuntime
 from serving.schema import compile_schema
@@ -55,8 +55,8 @@ def _pairs() -> dict[str, tuple[SklearnRuntime, AcceleratedRuntime, np.ndarray, 
 def _pair(model: Any, example: np.ndarray) -> tuple[SklearnRuntime, AcceleratedRuntime, np.ndarray, Parity]:
     schema = compile_schema(Signature(tuple(Column(f"c{i}", "double") for i in range(WIDTH)), ()))
     native = SklearnRuntime(model, schema)
-    fast = compiled(native, schema)
-    return native, fast, example, prove(native, fast, schema, (example,), CHECK_SECONDS)
+    fast, parity = proved(native, schema, (example,))
+    return native, fast, example, parity
 
 
 def _rounds(native: Runtime, fast: Runtime, x: np.ndarray, calls: int) -> list[tuple[float, float]]:

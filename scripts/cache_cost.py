@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from serving.response_cache import CacheLimits, Store, key_of
 from serving.runtimes.accelerated.compiling import compile_estimator
+from serving.runtimes.accelerated.layout import Layout
 from serving.runtimes.base import Outputs, Want
 
 WIDTH, CALLS = 10, 300
@@ -59,7 +60,7 @@ def _library(model: Any, matrix: np.ndarray) -> Callable[[], object]:
 
 
 def _accelerated(model: Any, matrix: np.ndarray) -> Callable[[], object]:
-    program = compile_estimator(model, matrix.dtype, block=True)
+    program = compile_estimator(model, Layout(matrix.dtype, block=True))
     return lambda: program.head.answer(program.prepare(matrix), WANT)
 
 

@@ -29,18 +29,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(one: Fetched) -> dict[str, Any]:
-    from serving.runtimes.accelerated.parity import NotProved, prove
-    from serving.runtimes.accelerated.program import NotCompiled
-    from serving.runtimes.accelerated.runtime import compiled
+    from serving.runtimes.accelerated.accelerate import CHECK_SECONDS, proved
+    from serving.runtimes.accelerated.program import NotAccelerated
 
-    native, schema, example, seconds = _load(one)
-    say(f"comparing, at most {seconds:g} seconds …")
+    native, schema, example = _load(one)
+    say(f"comparing, at most {CHECK_SECONDS:g} seconds …")
     found: dict[str, Any] = {"reference": one.reference, "version": one.version.uri, "parity": False}
     try:
-        fast = compiled(native, schema)
-        proof = prove(native, fast, schema, example, seconds)
-    except (NotCompiled, NotProved) as error:
-        return found | {"engine": native.engine.name, "reason": str(error)}
+        fast, proof = proved(native, schema, example)
+    except NotAccelerated as why:
+        return found | {"engine": native.engine.name, "reason": str(why)}
     return found | {
         "parity": True, "engine": fast.engine.name, "rows": proof.rows, "at_thresholds": proof.at_thresholds,
         "largest_difference": proof.difference, "check_seconds": round(proof.seconds, 3),
@@ -51,7 +49,6 @@ def _check(one: Fetched) -> dict[str, Any]:
 def _load(one: Fetched) -> Any:
     """The version in its own library, its schema and rows to begin with. It must pass the trust gate as in the server."""
     from serving.examples import blank_rows, example_rows
-    from serving.runtimes.accelerated.accelerate import CHECK_SECONDS
     from serving.runtimes.choose import accelerates
     from serving.runtimes.sklearn import load_sklearn
     from serving.schema import compile_schema
@@ -61,7 +58,7 @@ def _load(one: Fetched) -> Any:
     if not accelerates(model):
         raise CommandFailed("only versions of the sklearn flavour that bring no code are accelerated")
     schema = compile_schema(model.signature, ignore_extra=one.options.ignore_extra_columns)
-    return load_sklearn(model, schema), schema, example_rows(model, schema) or blank_rows(schema), CHECK_SECONDS
+    return load_sklearn(model, schema), schema, example_rows(model, schema) or blank_rows(schema)
 
 
 def _times(native: Runtime, fast: Runtime, example: Any, rows: int) -> dict[str, Any]:

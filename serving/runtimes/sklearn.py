@@ -88,17 +88,22 @@ def _load(file: Path, serialization: str) -> Any:
 
 
 def _needs_frame(estimator: Any, schema: InputSchema) -> bool:
-    """A frame is needed for columns that are no numbers, and for pipelines that select columns by name."""
+    """A frame is needed for columns that are no numbers, and for estimators that select columns by name, within a search or
+    a calibration too."""
     if schema.tensors:
         return False
     if schema.matrix is not None or schema.all_numeric:
         fitted = getattr(estimator, "feature_names_in_", None)
-        steps = [step for _, step in getattr(estimator, "steps", [])]
-        by_name = any(type(step).__name__ == "ColumnTransformer" for step in [estimator, *steps])
+        by_name = any(type(part).__name__ == "ColumnTransformer" for part in _parts(estimator))
         reordered = fitted is not None and tuple(fitted) != schema.names
         exact = all(c.type != "long" for c in schema.columns)
         return by_name or reordered or (schema.matrix is None and not exact)
     return True
+
+
+def _parts(estimator: Any) -> list[Any]:
+    """The estimator, and all that it was built from."""
+    return [estimator, *(estimator.get_params().values() if hasattr(estimator, "get_params") else ())]
 
 
 def _frame(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> pd.DataFrame:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from serving.runtimes.accelerated.parity import NotProved, prove
-from serving.runtimes.accelerated.program import NotCompiled
+from serving.runtimes.accelerated.parity import Parity, prove
+from serving.runtimes.accelerated.program import NotAccelerated, NotCompiled
 from serving.runtimes.accelerated.runtime import AcceleratedRuntime, compiled
 from serving.runtimes.base import Engine
 from serving.runtimes.sklearn import SklearnRuntime
@@ -21,15 +21,25 @@ def accelerated(
 ) -> AcceleratedRuntime | SklearnRuntime:
     """The faster runtime if it was proved, else `native`, whose engine then says why. Never raises: it is a courtesy."""
     try:
+        fast, parity = proved(native, schema, example, seconds)
+    except NotAccelerated as why:
+        native.engine = Engine(native.engine.name, str(why))
+        return native
+    log.debug("proved", extra={"rows": parity.rows, "at_thresholds": parity.at_thresholds})
+    return fast
+
+
+def proved(
+    native: SklearnRuntime, schema: InputSchema, example: tuple, seconds: float = CHECK_SECONDS
+) -> tuple[AcceleratedRuntime, Parity]:
+    """The faster runtime, and what was compared. Raises NotAccelerated, whatever goes wrong."""
+    try:
         fast = compiled(native, schema)
-        parity = prove(native, fast, schema, example, seconds)
-    except (NotCompiled, NotProved) as error:
-        why = str(error)
+        return fast, prove(native, fast, schema, example, seconds)
+    except NotAccelerated:
+        raise
     except Exception as error:
+        # The boundary to libraries' private attributes and routines: what another release of theirs makes of them may
+        # fail in any way, and the model's own library can serve it all the same.
         log.exception("compiling stumbled")
-        why = f"compiling raised {type(error).__name__}"
-    else:
-        log.debug("proved", extra={"rows": parity.rows, "at_thresholds": parity.at_thresholds})
-        return fast
-    native.engine = Engine(native.engine.name, why)
-    return native
+        raise NotCompiled(f"compiling raised {type(error).__name__}") from error

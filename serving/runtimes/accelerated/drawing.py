@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from serving.runtimes.accelerated.layout import Levels
 from serving.runtimes.accelerated.program import Tree
-from serving.schema import INTEGERS, InputSchema
+from serving.schema import FLOATS, INTEGERS, InputSchema
 
 Rows = tuple[np.ndarray, ...]
 _HALVINGS = 80
@@ -16,26 +17,28 @@ _HALVINGS = 80
 class Domain:
     """The inputs that a signature admits, as matrices of float64 and as the arrays that a runtime gets."""
 
-    def __init__(self, schema: InputSchema, example: Rows) -> None:
-        self._schema = schema
-        self.example = (np.column_stack(example) if len(example) > 1 else example[0]).astype(np.float64)
+    def __init__(self, schema: InputSchema, example: np.ndarray, levels: Sequence[Levels] = ()) -> None:
+        """`example` `[n, k]`, strings by their codes; `levels`: of each column, or none for numbers."""
+        self._schema, self._levels = schema, levels or [Levels(strings=False)] * example.shape[1]
+        self.example = example.astype(np.float64)
         optional = [not column.required for column in schema.columns]
         #: which columns may be missing; a tensor's may not by contract, and are tried all the same
         self.optional = np.array(optional or [True] * self.example.shape[1])
 
     def arrays(self, matrix: np.ndarray) -> Rows:
-        """The matrix as a request would bring it: whole numbers for integer columns."""
+        """The matrix as a request would bring it: whole numbers for integer columns, values that encoders know."""
         if self._schema.tensors:
             return (matrix.astype(self._schema.tensors[0].dtype),)
+        drawn = [levels.drawn(matrix[:, i]) for i, levels in enumerate(self._levels)]
         if self._schema.matrix is not None:
-            return (matrix.astype(self._schema.matrix),)
-        return tuple(self._column(i, matrix[:, i]) for i in range(matrix.shape[1]))
+            return (np.column_stack(drawn).astype(self._schema.matrix),)
+        return tuple(self._column(i, column) for i, column in enumerate(drawn))
 
     def _column(self, index: int, values: np.ndarray) -> np.ndarray:
         column = self._schema.columns[index]
         if column.type not in INTEGERS:
-            return values.astype(np.float32 if column.type == "float" else np.float64)
-        bounds = np.iinfo(np.int32 if column.type == "integer" else np.int64)
+            return values if values.dtype == object else values.astype(FLOATS[column.type])
+        bounds = np.iinfo(INTEGERS[column.type])
         whole: np.ndarray = np.clip(np.rint(values), max(bounds.min, -(2.0**53)), min(bounds.max, 2.0**53))
         return whole.astype(bounds.dtype) if column.required else whole
 

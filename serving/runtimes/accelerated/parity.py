@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,17 +22,20 @@ from serving.runtimes.accelerated.drawing import (
     threshold_rows,
     with_missing,
 )
+from serving.runtimes.accelerated.program import NotAccelerated
 from serving.runtimes.accelerated.runtime import AcceleratedRuntime
 from serving.runtimes.base import Outputs, Want
 from serving.runtimes.sklearn import SklearnRuntime
 from serving.schema import InputSchema
 
+T = TypeVar("T")
 TOLERANCE = 1e-6
+_TINY = np.finfo(np.float64).tiny
 _DRAWN, _PAIRS, _ALONE = 96, 64, 4
 
 
-class NotProved(Exception):
-    """The program does not answer as the model does, or that could not be found out. The text is a clause."""
+class NotProved(NotAccelerated):
+    """The program does not answer as the model does, or that could not be found out."""
 
 
 @dataclass(slots=True)
@@ -50,7 +54,8 @@ def prove(
 ) -> Parity:
     """Compares; settles whether `fast` takes missing values. Raises NotProved at the first difference, or when `seconds`
     have passed before everything was compared but the nodes of trees, for which at most a tenth of them is added."""
-    return _Check(native, fast, Domain(schema, example), seconds).run()
+    domain = Domain(schema, fast.matrix(example), fast.levels)
+    return _Check(native, fast, domain, seconds).run()
 
 
 class _Check:
@@ -76,10 +81,9 @@ class _Check:
         """Both must answer, and the same."""
         self._in_time()
         arrays = self._domain.arrays(matrix)
-        try:
-            expected = self._native.predict(arrays, len(matrix), self._want)
-        except Exception as error:
-            raise NotProved(f"the model raises {type(error).__name__} for rows around its example") from error
+        expected = _tried(lambda: self._native.predict(arrays, len(matrix), self._want))
+        if isinstance(expected, Exception):
+            raise NotProved(f"the model raises {type(expected).__name__} for rows around its example") from expected
         self._compare(self._fast.predict(arrays, len(matrix), self._want), expected)
 
     def _missing(self, drawn: np.ndarray) -> None:
@@ -87,7 +91,7 @@ class _Check:
         be an imputer, for some columns or for all: then row by row, because one that raises takes the others with it."""
         _, model = split(self._native.estimator)
         head = with_missing(self._head_rows(drawn), np.True_, self._random)
-        self._fast.takes_missing = not _raises(lambda: model.predict(head))
+        self._fast.takes_missing = not isinstance(_tried(lambda: model.predict(head)), Exception)
         if not self._domain.optional.any():
             return
         gone = with_missing(drawn, self._domain.optional, self._random)
@@ -101,11 +105,12 @@ class _Check:
 
     def _native_raises(self, matrix: np.ndarray) -> bool:
         self._in_time()
-        return _raises(lambda: self._native.predict(self._domain.arrays(matrix), len(matrix), self._want))
+        arrays = self._domain.arrays(matrix)
+        return isinstance(_tried(lambda: self._native.predict(arrays, len(matrix), self._want)), Exception)
 
     def _head_rows(self, matrix: np.ndarray) -> np.ndarray:
         """Rows as the model itself gets them, behind its preprocessing."""
-        return self._fast.program.prepare(self._native.matrix(self._domain.arrays(matrix)))
+        return self._fast.program.prepare(self._fast.matrix(self._domain.arrays(matrix)))
 
     def _thresholds(self, a: np.ndarray, b: np.ndarray) -> None:
         """Where the program's answer changes, the model's must change too: a threshold elsewhere by one bit shows."""
@@ -166,7 +171,11 @@ class _Check:
             if wrong:
                 raise NotProved(f"{wrong} of {len(truth)} labels are not the model's")
         else:
-            self._within(np.abs(labels - truth) / np.maximum(np.abs(truth), np.finfo(np.float64).tiny), "predictions")
+            with np.errstate(
+                invalid="ignore"
+            ):  # two that are infinite are equal, which is seen before they are subtracted
+                apart = np.where(labels == truth, 0.0, np.abs(labels - truth) / np.maximum(np.abs(truth), _TINY))
+            self._within(apart, "predictions")
         if expected.probabilities is not None:
             assert found.probabilities is not None
             self._within(np.abs(found.probabilities - expected.probabilities), "probabilities")
@@ -188,9 +197,9 @@ def _methods(model: object) -> tuple[Callable[[np.ndarray], np.ndarray], Callabl
     return predict, getattr(model, "predict_proba", predict)
 
 
-def _raises(work: Callable[[], object]) -> bool:
+def _tried(work: Callable[[], T]) -> T | Exception:
+    """What the model answers or raises."""
     try:
-        work()
-    except Exception:  # noqa: BLE001  a model may raise anything
-        return True
-    return False
+        return work()
+    except Exception as error:  # noqa: BLE001  a model may raise anything
+        return error

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from serving.runtimes.base import Want
 
-#: A matrix `[n, k]` to a matrix `[n, m]`; must leave its argument as it is.
+#: Sum of squares beyond which a batch goes to the library: no value is over 2^53 then, none is infinite, none is NaN.
+_MOST_ENERGY = 2.0**106
+#: A matrix `[n, k]` to a matrix `[n, m]`; must leave its argument as it is, and may raise Beyond.
 Transform = Callable[[np.ndarray], np.ndarray]
 Answer = tuple[np.ndarray | None, np.ndarray | None]
 
 
-class NotCompiled(Exception):
-    """The estimator cannot be computed in another way. The text is a clause that says why."""
+class NotAccelerated(Exception):
+    """The model's own library must serve it. The text is a clause that says why."""
+
+
+class NotCompiled(NotAccelerated):
+    """The estimator cannot be computed in another way."""
+
+
+class Beyond(Exception):
+    """A batch that the library must answer: what the program would make of it was not compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,7 @@ class Head(Protocol):
 
     @property
     def engine(self) -> str:
-        """What computes it: `arrays` or `onnxruntime`."""
+        """What computes it: `arrays`, `kernels` or `onnxruntime`."""
         ...
 
     def answer(self, x: np.ndarray, want: Want) -> Answer:
@@ -52,9 +62,28 @@ class Head(Protocol):
         ...
 
 
+@runtime_checkable
+class Scoring(Head, Protocol):
+    """A classifier that another may stand on."""
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """What a calibrator gets of a prepared matrix: the decision function, else probabilities; `[n]` for two classes,
+        or `[n, classes]`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled estimator: prepare the matrix, then ask the head."""
+    """A compiled estimator: prepare the matrix, then ask the head. Both may raise Beyond."""
 
     prepare: Transform
     head: Head
+
+
+def fits(x: np.ndarray, *, missing: bool) -> bool:
+    """Whether all values are ordinary numbers, or missing where that is allowed."""
+    flat = x.ravel(order="K")
+    if np.dot(flat, flat) < _MOST_ENERGY:
+        return True
+    known = flat[~np.isnan(flat)]
+    return missing and len(known) < len(flat) and bool(np.dot(known, known) < _MOST_ENERGY)

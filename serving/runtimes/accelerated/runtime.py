@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from registry.mlmodel import Column
 from serving.runtimes.accelerated.compiling import compile_estimator
-from serving.runtimes.accelerated.program import NotCompiled, Program
+from serving.runtimes.accelerated.layout import Layout, Levels, Source
+from serving.runtimes.accelerated.program import Beyond, NotCompiled, Program, fits
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.sklearn import SklearnRuntime
-from serving.schema import InputSchema
+from serving.schema import NUMERIC, InputSchema
 
-#: Sum of squares beyond which a batch goes to the library: no value is over 2^53 then, none is infinite, none is NaN.
-_MOST_ENERGY = 2.0**106
 _RAW = {"predict": Want.LABELS, "predict_proba": Want.PROBABILITIES}
 
 
 class AcceleratedRuntime:
-    """Answers as `native` does, by a program. Batches with values that are infinite, huge, or missing where the model
-    does not take them go to `native`, which raises or answers as it always did."""
+    """Answers as `native` does, by a program. Batches with values that are infinite, huge, unknown to an encoder, or missing
+    where the model does not take them go to `native`, which raises or answers as it always did."""
 
-    def __init__(self, native: SklearnRuntime, program: Program) -> None:
-        self._native, self.program = native, program
+    def __init__(self, native: SklearnRuntime, program: Program, levels: tuple[Levels, ...] = ()) -> None:
+        """`levels`: of each column of the request; without them, all are numbers."""
+        self._native, self.program, self.levels = native, program, levels
+        self._coded = any(column.strings for column in levels)
         self._raw = _RAW.get(native.raw_method)
         self.classes = native.classes
         self.engine = Engine(program.head.engine)
@@ -30,55 +32,63 @@ class AcceleratedRuntime:
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
         """What is wanted, or more."""
         raw = self._raw if Want.RAW in want else Want.NONE
-        x = self._prepared(arrays) if raw is not None else None
-        if x is None or raw is None:
+        if raw is None:
+            return self._native.predict(arrays, rows, want)
+        try:
+            labels, probabilities = self.program.head.answer(self.prepared(arrays), want | raw)
+        except Beyond:
             return self._native.predict(arrays, rows, want)
         if raw is Want.NONE:
-            return Outputs(rows, *self.program.head.answer(x, want))
-        labels, probabilities = self.program.head.answer(x, want | raw)
+            return Outputs(rows, labels, probabilities)
         return Outputs(rows, labels, probabilities, labels if raw is Want.LABELS else probabilities)
 
     def close(self) -> None:
         """Nothing but memory is held."""
 
-    def _prepared(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray | None:
-        """What the model's head gets, or None for a batch that the library must answer."""
-        x = self._native.matrix(arrays)
-        if not _fits(x, missing=True):
-            return None
+    def matrix(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The input as one matrix `[n, k]` of floats; strings by their codes."""
+        if not self._coded:
+            return self._native.matrix(arrays)
+        columns = zip(self.levels, arrays, strict=True)
+        coded = [levels.codes(array) if levels.strings else array for levels, array in columns]
+        return np.column_stack(coded).astype(np.float64, order="F", copy=False)
+
+    def prepared(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+        """What the model's head gets. Raises Beyond for a batch that the library must answer."""
+        x = self.matrix(arrays)
+        if not fits(x, missing=True):
+            raise Beyond
         prepared = self.program.prepare(x)
-        if prepared is x and self.takes_missing:
-            return x
-        return prepared if _fits(prepared, missing=self.takes_missing) else None
-
-
-def _fits(x: np.ndarray, *, missing: bool) -> bool:
-    """Whether all values are ordinary numbers, or missing where that is allowed."""
-    flat = x.ravel(order="K")
-    if np.dot(flat, flat) < _MOST_ENERGY:
-        return True
-    known = flat[~np.isnan(flat)]
-    return missing and len(known) < len(flat) and bool(np.dot(known, known) < _MOST_ENERGY)
+        if (prepared is not x or not self.takes_missing) and not fits(prepared, missing=self.takes_missing):
+            raise Beyond
+        return prepared
 
 
 def compiled(native: SklearnRuntime, schema: InputSchema) -> AcceleratedRuntime:
     """The runtime with the estimator compiled, not yet proved. Raises NotCompiled."""
-    dtype = _dtype(schema)
+    layout = _layout(schema, block=native.frame and schema.matrix is not None)
     if schema.columns and tuple(getattr(native.estimator, "feature_names_in_", schema.names)) != schema.names:
         raise NotCompiled("the estimator names its columns in another order than the signature")
-    program = compile_estimator(native.estimator, dtype, block=native.frame and schema.matrix is not None)
-    return AcceleratedRuntime(native, program)
+    program = compile_estimator(native.estimator, layout)
+    return AcceleratedRuntime(native, program, tuple(source.levels for source in layout.sources or ()))
 
 
-def _dtype(schema: InputSchema) -> np.dtype:
-    """Of the matrix that a batch becomes. Raises NotCompiled for input that is no matrix of numbers."""
+def _layout(schema: InputSchema, *, block: bool) -> Layout:
+    """Of the matrix that a batch becomes. Raises NotCompiled for input that is none of numbers and strings."""
     if schema.columns:
-        if not schema.all_numeric:
-            raise NotCompiled("not all columns are numbers")
-        return schema.matrix or np.dtype(np.float64)
+        sources = tuple(_source(column) for column in schema.columns)
+        return Layout(schema.matrix or np.dtype(np.float64), block, sources=sources)
     if len(schema.tensors) != 1 or len(schema.tensors[0].shape) != 2:
         raise NotCompiled("the input is no single matrix")
     dtype = np.dtype(schema.tensors[0].dtype)
     if dtype not in (np.float32, np.float64):
         raise NotCompiled("the input tensor is neither float32 nor float64")
-    return dtype
+    return Layout(dtype)
+
+
+def _source(column: Column) -> Source:
+    if column.type == "string":
+        return Source(np.dtype(np.float64), Levels(strings=True))
+    if column.type not in NUMERIC:
+        raise NotCompiled("not all columns are numbers or strings")
+    return Source(NUMERIC[column.type], Levels(strings=False))

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn import ensemble, tree
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
+from serving.runtimes.accelerated.layout import Layout
 from serving.runtimes.accelerated.program import Answer, Head, NotCompiled, Tree
 from serving.runtimes.base import Want
 
@@ -46,10 +47,22 @@ class Ensemble:
 
     def answer(self, x: np.ndarray, want: Want) -> Answer:
         """Labels, and probabilities of classifiers, whatever is wanted: both follow from the same sums."""
+        return self._finish(self._summed(x), want)
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """The sums where the library calls them a decision function, else probabilities."""
+        sums = self._summed(x)
+        if hasattr(self._model, "decision_function"):
+            return sums.ravel() if sums.shape[1] == 1 else sums
+        _, table = self._finish(sums, Want.PROBABILITIES)
+        assert table is not None
+        return table[:, 1] if table.shape[1] == 2 else table
+
+    def _summed(self, x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x.astype(np.float32) if self._singles else x, np.float64)
         if len(x) <= _ROWS:
-            return self._finish(self._sums(x), want)
-        return self._finish(np.concatenate([self._sums(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)]), want)
+            return self._sums(x)
+        return np.concatenate([self._sums(x[i : i + _ROWS]) for i in range(0, len(x), _ROWS)])
 
     def trees(self) -> list[Tree]:
         """Read anew: they are wanted once, at the check."""
@@ -199,8 +212,8 @@ _GROW: dict[type, Callable[[Any], Grown]] = {
 _DOUBLES = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
 
 
-def _ensemble(model: Any) -> Head:
+def _ensemble(model: Any, layout: Layout) -> Head:
     return Ensemble(model, singles=type(model) not in _DOUBLES)
 
 
-TREES: dict[type, Callable[[Any], Head]] = dict.fromkeys(_GROW, _ensemble)
+HEADS: dict[type, Callable[[Any, Layout], Head]] = dict.fromkeys(_GROW, _ensemble)
