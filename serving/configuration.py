@@ -24,6 +24,15 @@ ACTIVATIONS = ("none", "sigmoid", "softmax")
 
 
 @dataclass(frozen=True, slots=True)
+class TorchOptions:
+    """How PyTorch computes a network: the operator's word, which changes numbers or needs what not every machine has."""
+
+    device: str = "cpu"
+    compile: bool = False
+    autocast: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelOptions:
     """What the operator said of one model, as plain values; None where nothing was said."""
 
@@ -39,6 +48,7 @@ class ModelOptions:
     memory_mb: int = 0
     hang_seconds: float = 60.0
     accelerate: str = "auto"
+    torch: TorchOptions = field(default_factory=TorchOptions)
     response_cache: CacheLimits = field(default_factory=CacheLimits)
     entry: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +69,7 @@ class Configuration:
     feature_layers: tuple[Mapping[str, Any], ...] = ()
     hang_seconds: float = 60.0
     accelerate: bool = True
+    torch: TorchOptions = field(default_factory=TorchOptions)
     response_cache: CacheLimits = field(default_factory=CacheLimits)
 
 
@@ -84,6 +95,7 @@ def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[st
         feature_layers=tuple(layer.get("features") or {} for layer in layers),
         hang_seconds=options.hang_seconds,
         accelerate=options.accelerate == "auto",
+        torch=options.torch,
         response_cache=options.response_cache,
     )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from registry.signatures import DEFAULT_FILE, SignatureRule
-from serving.configuration import ModelOptions
+from serving.configuration import ModelOptions, TorchOptions
 from serving.response_cache import CacheLimits
-from serving.settings import ModelEntry, ResponseCache, Served, Settings, Signature
+from serving.settings import ModelEntry, ResponseCache, Served, Settings, Signature, Torch
 
 
 def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
@@ -29,6 +29,7 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
         memory_mb=int(_first(entry.memory_mb, defaults.memory_mb, 0)),
         hang_seconds=float(_first(entry.hang_seconds, defaults.hang_seconds, 60.0)),
         accelerate=_first(entry.accelerate, defaults.accelerate, "auto"),
+        torch=_torch(entry.torch, defaults.torch),
         response_cache=_cache(entry.response_cache, defaults.response_cache),
         entry=_layer(entry),
         defaults=_layer(defaults),
@@ -54,6 +55,14 @@ def _signature(own: Signature, defaults: Signature) -> SignatureRule:
 
 def _cache(own: ResponseCache, defaults: ResponseCache) -> CacheLimits:
     return CacheLimits(int(_first(own.max_bytes, defaults.max_bytes, 0)), _first(own.ttl_seconds, defaults.ttl_seconds))
+
+
+def _torch(own: Torch, defaults: Torch) -> TorchOptions:
+    return TorchOptions(
+        device=_first(own.device, defaults.device, "cpu"),
+        compile=bool(_first(own.compile, defaults.compile)),
+        autocast=_first(own.autocast, defaults.autocast, "none"),
+    )
 
 
 def _first(*values: Any) -> Any:

@@ -151,6 +151,14 @@ class Signature(_Group):
         return bool(self.public_key or self.certificate_chain)
 
 
+class Torch(_Group):
+    """How PyTorch computes a network."""
+
+    device: Literal["cpu", "cuda", "auto"] | None = None
+    compile: bool | None = None
+    autocast: Literal["none", "bfloat16", "float16"] | None = None
+
+
 class Served(_Group):
     """What both `defaults` and an entry of `models` may say of a model."""
 
@@ -167,6 +175,7 @@ class Served(_Group):
     hang_seconds: float | None = Field(None, gt=0)
     features: FeaturePolicies = FeaturePolicies()
     accelerate: Literal["auto", "off"] | None = None
+    torch: Torch = Torch()
     response_cache: ResponseCache = ResponseCache()
 
 

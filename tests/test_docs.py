@@ -22,7 +22,7 @@ from serving.cli import parser
 from serving.commands import VERBS
 from serving.commands.base import Verb
 from serving.commands.serve import settings_from
-from serving.configuration import Configuration, ModelOptions, resolve
+from serving.configuration import Configuration, ModelOptions, TorchOptions, resolve
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
@@ -77,6 +77,7 @@ def built_in() -> dict[str, Any]:
         **{name: getattr(resolved, name) for name in ("output", "per_instance")},
         **{f"signature.{name}": getattr(options.signature, name) for name in ("required", "file", "public_key")},
         "signature.certificate_chain": None,
+        **{f"torch.{name}": getattr(options.torch, name) for name in TorchOptions.__slots__},
         **{f"batching.{name}": getattr(resolved.limits, name) for name in type(resolved.limits).__slots__},
         **{f"response_cache.{name}": getattr(resolved.response_cache, name) for name in CacheLimits.__slots__},
         **{f"features.on_{cause}": action for cause, action in policy.actions.items()},

@@ -2,7 +2,7 @@
 
 Started as `python -m serving.runtimes.child FD PARENT`. Messages (`serving.runtimes.wire`):
 
-    → {path, ignore_extra, task, activation, classes, accelerate}   ← {ready, engine} with `classes`, or {failed: reason}
+    → {path, ignore_extra, task, activation, classes, accelerate, torch}   ← {ready, engine} with `classes`, or {failed: reason}
     → {rows, want} with the input's arrays              ← {} with the outputs' arrays, or {raised: class, text}
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 from registry.errors import RegistryError
 from registry.mlmodel import MLmodel, read_mlmodel
 from serving.batching import BatchingLimits
-from serving.configuration import Configuration
+from serving.configuration import Configuration, TorchOptions
 from serving.runtimes.base import Outputs, Runtime, Want
 from serving.runtimes.choose import runtime_for
 from serving.runtimes.wire import Message, pack, receive
@@ -83,6 +83,7 @@ def _load(order: Mapping[str, Any]) -> Runtime:
         activation=order["activation"],
         classes=None if classes is None else tuple(classes),
         accelerate=order["accelerate"],
+        torch=TorchOptions(**order["torch"]),
     )
     load = runtime_for(model)
     _step_aside(model)

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -211,6 +211,7 @@ class Processes:
             "activation": configuration.activation,
             "classes": configuration.classes,
             "accelerate": configuration.accelerate,
+            "torch": asdict(configuration.torch),
         }
         bounds = Bounds(memory_mb * 2**20, configuration.hang_seconds, self.start_seconds)
         facts = {"model": name, "version": version}

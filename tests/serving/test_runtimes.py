@@ -17,10 +17,10 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from registry.errors import InvalidModel
-from registry.mlmodel import Column, Signature, Tensor
+from registry.mlmodel import Column, Signature
 from registry.versions import ModelVersion
 from serving.calls import Answer
-from serving.configuration import ModelOptions, resolve
+from serving.configuration import ModelOptions
 from serving.decoding import decode_instances
 from serving.errors import BadRequest
 from serving.flight import wanted
@@ -271,48 +271,3 @@ def test_classes_that_are_not_as_many_as_the_columns_fail_the_version(tmp_path: 
     """At warm-up, not at the first request."""
     with pytest.raises(InvalidModel, match=r"headway\.classes names 3 classes, the model has 2"):
         load(make(tmp_path, TWO), task="classification", classes='["a", "b", "c"]')
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_network_exported_for_a_fixed_batch_answers_any_number_of_rows(size: int) -> None:
-    """In calls of that size, the last one filled up; each row's answer is its own."""
-    torch = pytest.importorskip("torch")
-    from serving.runtimes.pytorch import TorchRuntime, batch_size
-
-    layer = torch.nn.Linear(2, 1)
-    fixed = torch.export.export(layer, (torch.ones(size, 2),))
-    schema = compile_schema(Signature((Tensor(None, "float32", (-1, 2)),), ()))
-    runtime = TorchRuntime(fixed.module(), schema, resolve(ModelOptions(), {}, {}), batch_size(fixed))
-    for rows in (1, 2, 3, 7):
-        x = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
-        raw = runtime.predict((x,), rows, Want.RAW).raw
-        assert raw is not None
-        assert near(raw, layer(torch.from_numpy(x)).detach().numpy())
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_version_logged_with_an_example_of_one_row_is_served(tmp_path: Path) -> None:
-    """MLflow exports such a network for batches of one row, with a warning that is easily missed."""
-    torch = pytest.importorskip("torch")
-    kind = np.dtype("float32")
-    signature = ModelSignature(Schema([TensorSpec(kind, (-1, 2))]), Schema([TensorSpec(kind, (-1, 1))]))
-    layer = torch.nn.Linear(2, 1)
-    mlflow.pytorch.save_model(layer, str(tmp_path / "model"), signature=signature,
-                              pip_requirements=["mlflow"], input_example=np.ones((1, 2), dtype=np.float32))  # fmt: skip
-    answer = ask(load(tmp_path / "model"), ROWS)["predictions"]
-    assert near(np.ravel(answer), layer(torch.tensor(ROWS)).detach().numpy().ravel())
-
-
-def test_a_network_exported_for_a_range_of_batches_keeps_to_it() -> None:
-    """At most what the guard allows, and at least, too."""
-    torch = pytest.importorskip("torch")
-    from serving.runtimes.pytorch import BatchSize, batch_size
-
-    def bounds(low: int | None, high: int | None) -> BatchSize:
-        dims = {"input": {0: torch.export.Dim("rows", min=low, max=high)}}
-        return batch_size(torch.export.export(torch.nn.Linear(2, 1), (torch.ones(4, 2),), dynamic_shapes=dims))
-
-    assert bounds(None, None) == BatchSize()
-    assert bounds(3, 16) == BatchSize(3, 16)
-    assert bounds(None, 16) == BatchSize(1, 16)
