@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from itertools import cycle, product
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import calibration, ensemble, linear_model, neighbors, neural_network, svm, tree
+from sklearn.base import clone, is_classifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from serving.runtimes.accelerated import calibrated, kernels, linear, network, trees
 from serving.runtimes.accelerated.accelerate import accelerated
@@ -86,6 +92,42 @@ def test_any_rows_get_the_librarys_answer(
             x[row % len(x), column] = np.nan
     arrays = arrays_of(schema, x)
     assert same(answer(fast, arrays), answer(native, arrays))
+
+
+FOREST, LOGISTIC = ensemble.RandomForestClassifier(5, random_state=0), linear_model.LogisticRegression()
+CALIBRATED = calibration.CalibratedClassifierCV
+VARIANTS: dict[str, Any] = {
+    "probabilities of support vectors": svm.SVC(probability=True, random_state=0),
+    "support vectors, one against one": CALIBRATED(svm.SVC(decision_function_shape="ovo", kernel="poly")),
+    "weighted neighbours": neighbors.KNeighborsClassifier(weights="distance", algorithm="ball_tree"),
+    "neighbours by brute force": neighbors.KNeighborsClassifier(algorithm="brute", p=1),
+    "weighted neighbours by brute force": neighbors.KNeighborsRegressor(weights="distance", algorithm="brute"),
+    "a forest, isotonic": CALIBRATED(FOREST, method="isotonic"),
+    "boosting, calibrated": CALIBRATED(ensemble.GradientBoostingClassifier(n_estimators=5)),
+    "a network, calibrated": CALIBRATED(
+        neural_network.MLPClassifier(hidden_layer_sizes=(4,), max_iter=30, random_state=0)
+    ),
+    "neighbours, calibrated": CALIBRATED(neighbors.KNeighborsClassifier()),
+    "a pipeline, calibrated": CALIBRATED(make_pipeline(SimpleImputer(), StandardScaler(), LOGISTIC), ensemble=False),
+    "a frozen one, calibrated": CALIBRATED(FrozenEstimator(LOGISTIC)),
+    "a network of tanh": neural_network.MLPRegressor(
+        hidden_layer_sizes=(4, 3), activation="tanh", max_iter=30, random_state=0
+    ),
+}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.filterwarnings("ignore")
+def test_variants_of_estimators_answer_as_scikit_learn_does(name: str, classes: int) -> None:
+    """By their parameters, and one on another; with words for labels."""
+    x, y = data(classes)
+    LOGISTIC.fit(x, words := np.array(["fine", "worn", "gone"])[y])
+    model = clone(VARIANTS[name]).fit(x, words if is_classifier(VARIANTS[name]) else y)
+    native = SklearnRuntime(model, DOUBLES)
+    fast = accelerated(native, DOUBLES, (x[:3],), PATIENCE)
+    assert isinstance(fast, AcceleratedRuntime), native.engine.why
+    assert same(answer(fast, (x,)), answer(native, (x,)))
 
 
 def test_missing_values_go_where_the_trees_learnt_to_send_them() -> None:

@@ -48,6 +48,7 @@ def forest_of_strangers() -> Any:
     return forest
 
 
+MANY = np.column_stack([np.arange(2001.0), np.zeros((2001, 4))])
 REFUSED: list[tuple[Any, InputSchema, str]] = [
     (Doctored().fit(X, Y), DOUBLES, "Doctored is not among the models"),
     (make_pipeline(DoctoredScaler(), linear_model.Ridge()).fit(X, Y), DOUBLES, "DoctoredScaler is not among"),
@@ -69,6 +70,7 @@ REFUSED: list[tuple[Any, InputSchema, str]] = [
     (calibration.CalibratedClassifierCV(naive_bayes.GaussianNB()).fit(X, Y), DOUBLES, "GaussianNB is not among"),
     (calibration.CalibratedClassifierCV(method="temperature").fit(X, Y), DOUBLES, "temperature is not compiled"),
     (make_pipeline(OneHotEncoder(dtype=np.float32), linear_model.Ridge()).fit(X, Y), DOUBLES, "if it answers doubles"),
+    (make_pipeline(OneHotEncoder(), tree.DecisionTreeRegressor(max_depth=1)).fit(MANY, MANY[:, 0]), DOUBLES, "4000000 cells"),
     (linear_model.Ridge().fit(X, Y), compile_schema(Signature((Tensor(None, "int64", (-1, 5)),), ())), "neither float32"),
     (make_pipeline(SimpleImputer(add_indicator=True), linear_model.Ridge()).fit(X, Y), DOUBLES, "without an indicator"),
 ]  # fmt: skip

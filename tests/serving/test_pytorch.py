@@ -20,15 +20,19 @@ from registry.mlmodel import Signature, Tensor
 from registry.versions import ModelVersion
 from serving.configuration import ModelOptions, TorchOptions, resolve
 from serving.loading import Loaded, Loader, warm
+from serving.options import options_of
 from serving.runtimes.base import Engine, Want
 from serving.schema import compile_schema
+from serving.settings import load_settings
 from tests.models import Folder
 
 torch = pytest.importorskip("torch")
 ROWS = [[1.0, 2.0], [3.0, -1.0], [0.5, 0.25]]
 
 
-def load(path: Path, example: int = 2, network: Any = None, pickled: bool = False, **said: Any) -> tuple[Loaded, Any]:
+def load(
+    path: Path, example: int = 2, network: Any = None, pickled: bool = False, isolation: str = "none", **said: Any
+) -> tuple[Loaded, Any]:
     """A version of two columns, loaded and warmed; and its network."""
     torch.manual_seed(0)
     network = network or torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -39,7 +43,7 @@ def load(path: Path, example: int = 2, network: Any = None, pickled: bool = Fals
         network, str(path / "model"), signature=signature, pip_requirements=["mlflow"],
         **({"serialization_format": "pickle"} if pickled else form),
     )  # fmt: skip
-    options = ModelOptions(allow_code=True, isolation="none", torch=TorchOptions(**said))
+    options = ModelOptions(allow_code=True, isolation=isolation, torch=TorchOptions(**said))
     loaded = Loader(Folder(path / "model"), options, None).load(ModelVersion("m", "3"))
     warm(loaded)
     return loaded, network
@@ -158,3 +162,21 @@ def test_without_a_compiler_the_network_is_served_as_it_is(tmp_path: Path) -> No
     environ = {**os.environ, "CXX": "/nowhere/c++", "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", NO_COMPILER], env=environ, capture_output=True, text=True, check=True)
     assert re.search(r"Engine\(name='torch', why='torch\.compile raised \w+'\)", done.stdout)
+
+
+def test_an_entry_says_what_it_wants_and_the_defaults_say_the_rest() -> None:
+    """Key by key, and nobody's word is the CPU, uncompiled, in full precision."""
+    models = [{"name": "a", "uri": "models:/a/1", "torch": {"device": "auto"}}, {"name": "b", "uri": "models:/b/1"}]
+    settings = load_settings({"defaults": {"torch": {"autocast": "bfloat16", "device": "cuda"}}, "models": models}, {})
+    found = [options_of(entry, settings).torch for entry in settings.models]
+    assert found == [TorchOptions("auto", False, "bfloat16"), TorchOptions("cuda", False, "bfloat16")]
+    assert ModelOptions().torch == TorchOptions("cpu", False, "none")
+
+
+def test_a_process_of_its_own_computes_as_the_operator_says(tmp_path: Path) -> None:
+    """What holds in the server holds there."""
+    loaded, network = load(tmp_path, autocast="bfloat16", isolation="process")
+    try:
+        assert not np.array_equal(raw_of(loaded), network(torch.tensor(ROWS)).detach().numpy())
+    finally:
+        loaded.dispose()
