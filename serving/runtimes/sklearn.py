@@ -7,6 +7,7 @@ operator's permission, which the trust gate has checked before this module is re
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,13 @@ def _needs_frame(estimator: Any, schema: InputSchema) -> bool:
     return True
 
 
-def _parts(estimator: Any) -> list[Any]:
-    """The estimator, and all that it was built from."""
-    return [estimator, *(estimator.get_params().values() if hasattr(estimator, "get_params") else ())]
+def _parts(estimator: Any) -> Iterator[Any]:
+    """The estimator, its steps, and what it searches over, calibrates or holds."""
+    yield estimator
+    inner = [step for _, step in getattr(estimator, "steps", [])]
+    for part in [*inner, getattr(estimator, "estimator", None)]:
+        if part is not None:
+            yield from _parts(part)
 
 
 def _frame(names: tuple[str, ...], arrays: tuple[np.ndarray, ...]) -> pd.DataFrame:
