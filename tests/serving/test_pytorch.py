@@ -117,8 +117,9 @@ def test_autocast_computes_in_half_precision(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_network_answers_as_it_did_uncompiled(tmp_path: Path) -> None:
+def test_a_compiled_network_answers_as_it_did_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches of any size, and in half precision within what that can tell apart."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     for example, autocast in ((2, "none"), (1, "none"), (2, "bfloat16")):
         loaded, network = load(tmp_path / f"{example}-{autocast}", example=example, compile=True, autocast=autocast)
         assert loaded.runtime.engine == Engine("torch.compile")
@@ -131,8 +132,11 @@ def test_a_compiled_network_answers_as_it_did_uncompiled(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_network_that_compiles_to_other_answers_is_served_as_it_is(tmp_path: Path) -> None:
+def test_a_network_that_compiles_to_other_answers_is_served_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that draws its answers by chance never agrees with itself."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
 
     class Chance(torch.nn.Module):  # type: ignore[name-defined,misc]
         def forward(self, x: Any) -> Any:
