@@ -34,8 +34,8 @@ slow: ## all long tests: crashes and hangs, models on demand, the soak, the imag
 lane: ## two hundred thousand mixed, partly abandoned requests: nobody is answered with another's rows
 	$(PYTHON) -m pytest -m slow tests/serving/test_lane.py
 
-bench: ## the request path beside KServe's SDK and a bare protocol; needs wrk and two cores
-	$(PYTHON) -m scripts.bench
+bench: ## beside KServe's SDK, mlflow, Ray Serve and a bare protocol (an hour; ARGS="--peers all" for more); needs wrk
+	$(PYTHON) -m scripts.bench $(ARGS)
 
 lint: ## ruff: rules and format
 	$(PYTHON) -m ruff check .
