@@ -13,6 +13,8 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -63,6 +65,7 @@ def measure(rows: list[Experiment], args: argparse.Namespace) -> None:
     from scripts.bench.running import Bench, say
 
     require("wrk", "taskset")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no server is left behind
     results = Results(args.out)
     todo = [row for row in rows if args.again or not results.has(row)]
     left = [estimate(row, args.rounds, args.seconds) / 60 for row in todo]

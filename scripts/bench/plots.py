@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.ticker import NullFormatter
 
 from scripts.bench.experiments import PEERS
 from scripts.bench.figures import median
@@ -44,6 +45,8 @@ def draw(records: Records, file: Path) -> bool:
             axis.plot(*zip(*points, strict=True), marker="o", label=label, linewidth=2.5 if label == "headway" else 1.2)
         axis.set(xscale="log", yscale="log", xlabel="clients", title=f"{title} (one row, one core)")
         axis.set_xticks([1, 16, 64, 256], ["1", "16", "64", "256"])
+        axis.yaxis.set_major_formatter("{x:,g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.tight_layout()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import grpc
+import psutil
 
 from scripts.bench.commands import Job, command
 from scripts.bench.environments import Unavailable
@@ -25,6 +29,8 @@ WARM_CLIENTS, WARM_SECONDS = 16, 1.0
 ASKED = 200
 LOWEST_RATE, HIGHEST_RATE, P95_MS = 200.0, 20_000.0, 50.0
 
+#: What a server or a load may die of; the row says so, and the run goes on.
+BROKEN = (Unavailable, OSError, subprocess.SubprocessError, psutil.Error, grpc.RpcError)
 Measure = Callable[[int, float], Figure]
 
 
@@ -43,8 +49,9 @@ class Bench:
         kinds = {"closed": self._closed, "start": self._start, "open": self._open, "capacity": self._capacity}
         try:
             kinds[experiment.kind](experiment, record)
-        except Unavailable as reason:
-            record.skipped[experiment.sides[0].name] = str(reason)
+        except BROKEN as reason:
+            record.skipped[experiment.sides[0].name] = f"{type(reason).__name__}: {reason}"
+            say(f"  {experiment.name} is given up: {reason}")
         return record
 
     # -- the kinds of measurement ---------------------------------------------------------------------------------
@@ -64,7 +71,7 @@ class Bench:
     def _measure(self, record: Record, side: str, clients: int, number: int, measure: Measure) -> None:
         try:
             figure = measure(clients, self.seconds)
-        except Unavailable as reason:
+        except BROKEN as reason:
             record.skipped[side] = f"with {clients} clients: {reason}"
             return
         record.add(side, clients, figure)
@@ -77,7 +84,7 @@ class Bench:
                 side = experiment.sides[i]
                 try:
                     figure = self._started_once(experiment, side)
-                except Unavailable as reason:
+                except BROKEN as reason:
                     record.skipped[side.name] = str(reason)
                     continue
                 record.add(side.name, 1, figure)
@@ -127,7 +134,7 @@ class Bench:
         for side in experiment.sides:
             try:
                 ready[side.name] = self._side(experiment, side, running, stack)
-            except Unavailable as reason:
+            except BROKEN as reason:
                 record.skipped[side.name] = str(reason)
                 say(f"  {side.name} is skipped: {reason}")
         return ready
