@@ -175,7 +175,7 @@ def estimate(experiment: Experiment, rounds: int, seconds: float) -> float:
     if experiment.kind == "start":
         return rounds * sides * 6
     if experiment.kind == "capacity":
-        return 10 + STEPS * (seconds + 1)
+        return 10 + 1.5 * STEPS * (seconds + 1)
     if experiment.kind == "open":
         return 10 + rounds * (seconds * 3 + 1)
     return sides * 6 + rounds * sides * len(experiment.clients) * (seconds + 0.5)

@@ -33,6 +33,17 @@ function done(summary, latency, requests)
     latency:percentile(50), latency:percentile(95), latency:percentile(99)))
 end
 """
+#: Appended where requests differ: one body a line, each made a request once.
+_IN_TURN = """
+local requests, at = {}, 0
+function init(args)
+  for line in io.lines("{bodies}") do requests[#requests + 1] = wrk.format(nil, nil, nil, line) end
+end
+function request()
+  at = at % #requests + 1
+  return requests[at]
+end
+"""
 
 
 @dataclass(frozen=True)
@@ -66,8 +77,16 @@ class Load:
     def _wrk(self, server: Running, message: Message, clients: int, seconds: float) -> dict[str, Any]:
         (self.home / "body").write_bytes(message.body)
         headers = "\n".join(f'wrk.headers["{k}"] = "{v}"' for k, v in message.headers.items())
+        (self.home / "bodies").write_bytes(b"\n".join((message.body, *message.others)))
+        lua = _LUA + (_IN_TURN if message.others else "")
+        for hole, text in {
+            "body": str(self.home / "body"),
+            "bodies": str(self.home / "bodies"),
+            "headers": headers,
+        }.items():
+            lua = lua.replace(f"{{{hole}}}", text)
         script = self.home / "post.lua"
-        script.write_text(_LUA.replace("{body}", str(self.home / "body")).replace("{headers}", headers))
+        script.write_text(lua)
         words = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", f"{PATIENCE}s", "-s", str(script)]
         return of_wrk(self._run([*words, f"http://127.0.0.1:{server.port}{message.path}"], seconds))
 
@@ -94,10 +113,13 @@ def of_wrk(said: str) -> dict[str, Any]:
 
 
 def raw(message: Message) -> bytes:
-    """A message as it goes over the wire."""
-    headers = {"Host": "127.0.0.1", "Content-Length": str(len(message.body)), **message.headers}
-    head = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
-    return f"POST {message.path} HTTP/1.1\r\n{head}\r\n".encode() + message.body
+    """A message as it goes over the wire; those that are sent in turn with it behind a NUL each, which JSON has not."""
+    found = []
+    for body in (message.body, *message.others):
+        headers = {"Host": "127.0.0.1", "Content-Length": str(len(body)), **message.headers}
+        head = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+        found.append(f"POST {message.path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return b"\0".join(found)
 
 
 class _Meter:

@@ -1,16 +1,19 @@
 """An open loop of HTTP requests: python -m scripts.bench.open_client PORT REQUEST_FILE RATE SECONDS
 
-Requests are due at a steady rate whatever the answers take. One that finds no free connection waits, and its latency
-counts from when it was due, so that a server that stalls is not spared. Prints JSON.
+The file's requests, parted by NULs, are sent in turn. They are due at a steady rate whatever the answers take. One that
+finds no free connection waits, and its latency counts from when it was due, so that a server that stalls is not spared.
+Prints JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ class Connection(asyncio.Protocol):
     def send(self, due: float) -> None:
         """Sends the request that was due then."""
         self._due = due
-        self._transport.write(self._pool.request)
+        self._transport.write(next(self._pool.requests))
 
     def on_message_complete(self) -> None:
         """The answer is complete."""
@@ -53,8 +56,8 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Connections that are free, requests that wait for one, and what became of the others."""
 
-    def __init__(self, request: bytes) -> None:
-        self.request = request
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        self.requests = itertools.cycle(requests)
         self.taken: list[float] = []
         self.failed = 0
         self._free: deque[Connection] = deque()
@@ -90,9 +93,9 @@ class Pool:
             self._free.append(connection)
 
 
-async def run(port: int, request: bytes, rate: float, seconds: float) -> dict[str, float]:
+async def run(port: int, requests: Sequence[bytes], rate: float, seconds: float) -> dict[str, float]:
     """The measurement; what is not answered ten seconds after the last was due counts as an error."""
-    pool = Pool(request)
+    pool = Pool(requests)
     await pool.connect(port)
     count, sent, began, cpu = int(rate * seconds), 0, time.perf_counter(), time.process_time()
     while sent < count:
@@ -113,7 +116,7 @@ async def run(port: int, request: bytes, rate: float, seconds: float) -> dict[st
 def main() -> None:
     """Prints one measurement."""
     port, file, rate, seconds = sys.argv[1:6]
-    print(json.dumps(uvloop.run(run(int(port), Path(file).read_bytes(), float(rate), float(seconds)))))
+    print(json.dumps(uvloop.run(run(int(port), Path(file).read_bytes().split(b"\0"), float(rate), float(seconds)))))
 
 
 if __name__ == "__main__":

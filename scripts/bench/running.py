@@ -109,18 +109,21 @@ class Bench:
                 say(f"  round {number + 1}/{self.rounds} {experiment.rate:.0f}/s P95 {figure.p95:.2f} ms")
 
     def _capacity(self, experiment: Experiment, record: Record) -> None:
-        """Bisection over rates; the figure kept is that of the highest rate that was carried."""
+        """Bisection over rates; the figure kept is that of the highest rate that was carried, at the first or second try:
+        one stall of the machine must not end the search."""
         side, carried = experiment.sides[0], dict[float, bool]()
         with self._warm(experiment) as (load, server, saved):
             message = ask(side.wire, saved.columns, saved.asked(experiment.rows))
             best: Figure | None = None
             for step in range(STEPS):
                 rate = next_rate(LOWEST_RATE, HIGHEST_RATE, carried)
-                figure = load.open(server, message, rate, self.seconds)
-                carried[rate] = figure.p95 <= P95_MS and not figure.errors
-                if carried[rate] and (best is None or figure.rate > best.rate):
+                tries = (load.open(server, message, rate, self.seconds) for _ in range(2))
+                figure = next((f for f in tries if f.p95 <= P95_MS and not f.errors), None)
+                carried[rate] = figure is not None
+                if figure is not None and (best is None or figure.rate > best.rate):
                     best = figure
-                say(f"  step {step + 1}/{STEPS} {rate:.0f}/s P95 {figure.p95:.1f} ms, load {figure.load:.2f} of a core")
+                told = f"P95 {figure.p95:.1f} ms, load {figure.load:.2f} of a core" if figure else "not carried"
+                say(f"  step {step + 1}/{STEPS} {rate:.0f}/s {told}")
         if best is None:
             raise Unavailable(f"it did not carry {min(carried):.0f} requests a second")
         record.add(side.name, 1, best)

@@ -12,6 +12,8 @@ import orjson
 
 from scripts.bench.experiments import NAME, Wire
 
+#: How many machines are asked for in turn.
+KEYS = 100
 LENGTH = "inference-header-content-length"
 OCTETS, JSON = "application/octet-stream", "application/json"
 GRPC = "/inference.GRPCInferenceService/ModelInfer"
@@ -20,11 +22,12 @@ _V1, _V2 = f"/v1/models/{NAME}:predict", f"/v2/models/{NAME}/infer"
 
 @dataclass(frozen=True)
 class Message:
-    """One request: the path of the route or method, headers, body."""
+    """One request: the path of the route or method, headers, body; and bodies that the load sends in turn with it."""
 
     path: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": JSON})
+    others: tuple[bytes, ...] = ()
 
 
 def ask(wire: Wire, columns: Sequence[str], rows: np.ndarray) -> Message:
@@ -32,7 +35,6 @@ def ask(wire: Wire, columns: Sequence[str], rows: np.ndarray) -> Message:
     listed = [[float(f"{value:.10g}") for value in row] for row in rows.tolist()]
     documents: dict[str, tuple[str, Any]] = {
         "v1": (_V1, {"instances": listed}),
-        "entities": (_V1, {"instances": [{"machine_id": 1 + i % 100} for i in range(len(rows))]}),
         "v2": (_V2, {"id": "1", "inputs": [{**_tensor(rows), "data": [v for row in listed for v in row]}]}),
         "frame": ("/invocations", {"dataframe_split": {"columns": list(columns), "data": listed}}),
         "tensor": ("/invocations", {"inputs": listed}),
@@ -41,7 +43,16 @@ def ask(wire: Wire, columns: Sequence[str], rows: np.ndarray) -> Message:
     if wire in documents:
         path, document = documents[wire]
         return Message(path, json.dumps(document).encode())
-    return _grpc(rows) if wire == "grpc" else _binary(rows)
+    return _OTHERS[wire](rows)
+
+
+def _entities(rows: np.ndarray) -> Message:
+    """Every request asks for other machines: lookups of the same one in one turn of the loop would be one lookup."""
+    bodies = [
+        json.dumps({"instances": [{"machine_id": 1 + (first + i) % KEYS} for i in range(len(rows))]}).encode()
+        for first in range(KEYS)
+    ]
+    return Message(_V1, bodies[0], others=tuple(bodies[1:]))
 
 
 def _tensor(rows: np.ndarray) -> dict[str, Any]:
@@ -62,6 +73,9 @@ def _grpc(rows: np.ndarray) -> Message:
     message.inputs.add(**_tensor(rows))
     message.raw_input_contents.append(np.ascontiguousarray(rows).tobytes())
     return Message(GRPC, message.SerializeToString())
+
+
+_OTHERS = {"entities": _entities, "v2-binary": _binary, "grpc": _grpc}
 
 
 def read(wire: Wire, body: bytes, headers: Mapping[str, str]) -> np.ndarray:

@@ -193,6 +193,13 @@ def test_a_request_says_how_long_it_is() -> None:
     assert f"Content-Length: {len(body)}".encode() in head.splitlines()
 
 
+def test_lookups_ask_for_other_keys_in_turn() -> None:
+    """Requests for the same key at the same moment would be one lookup, and cost less than lookups do."""
+    pieces = raw(ask("entities", (), ROWS[:1])).split(b"\0")
+    keys = [json.loads(piece.partition(b"\r\n\r\n")[2])["instances"][0]["machine_id"] for piece in pieces]
+    assert sorted(keys) == list(range(1, 101))
+
+
 def test_wrks_errors_are_no_answers() -> None:
     """A status that is no success is taken off the count; microseconds become milliseconds."""
     found = of_wrk("Running\nfigures 100 2000000 10 3 500.0 900.0 1500.0\n")
