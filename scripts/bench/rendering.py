@@ -29,7 +29,7 @@ class Headline:
 
 _MOSEC = tuple(side.name for side in PEER_SIDES["mosec"])
 HEADLINES: tuple[Headline, ...] = (
-    *[Headline(f"throughput, KServe's SDK V1, 1 row, {n} clients", "kserve-v1", ("kserve",), n) for n in (1, 16, 64, 256)],
+    *[Headline(f"throughput, KServe's SDK V1, 1 row, clients: {n}", "kserve-v1", ("kserve",), n) for n in (1, 16, 64, 256)],
     Headline("p50, the same, 1 client", "kserve-v1", ("kserve",), 1, "p50"),
     Headline("p99, the same, 64 clients", "kserve-v1", ("kserve",), 64, "p99"),
     Headline("throughput, Mosec at its best, 32 rows, 16 clients", "peer-mosec-32", _MOSEC, 16),

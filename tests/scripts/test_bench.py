@@ -239,7 +239,7 @@ def test_headlines_are_about_sides_that_are_there() -> None:
 def test_the_summary_has_the_ratio_and_its_range() -> None:
     """The median of the paired ratios, and the lowest and highest."""
     records = {"kserve-v1": record(headway=figures(c16=[100, 300]), kserve=figures(c16=[10, 10]))}
-    line = next(line for line in headlines(records).splitlines() if "16 clients" in line)
+    line = next(line for line in headlines(records).splitlines() if "clients: 16" in line)
     assert "| **20** | 10 to 30 | max_rows 64, max_queue 4096 |" in line
 
 
