@@ -20,8 +20,11 @@ class _RequestId(logging.Filter):
         return True
 
 
-def configure_logging(level: str) -> None:
-    """Sends every logger of the process through one JSON handler; libraries speak from WARNING up."""
+def configure_logging(level: str, **facts: object) -> None:
+    """Sends every logger of the process through one JSON handler; libraries speak from WARNING up.
+
+    `facts` stand on every line.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RequestId())
     handler.setFormatter(
@@ -29,6 +32,7 @@ def configure_logging(level: str) -> None:
             "%(asctime)s %(levelname)s %(name)s %(message)s",
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
             datefmt="%Y-%m-%dT%H:%M:%S%z",
+            static_fields=facts,
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -42,7 +42,7 @@ class Metrics:
     def __init__(
         self, registry: CollectorRegistry, reasons: Sequence[str], states: Sequence[str], endings: Sequence[str] = ()
     ) -> None:
-        self._registry, self._reasons, self._states = registry, tuple(reasons), tuple(states)
+        self.registry, self._reasons, self._states = registry, tuple(reasons), tuple(states)
         self._endings = tuple(endings)
         r = registry
         self.predictions = Counter(
@@ -179,7 +179,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All series in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 def _remove(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from monitoring.metrics import Metrics
 from registry.cache import ArtifactCache
 from registry.mlflow_registry import MlflowRegistry
 from registry.policies import EVERY, EveryCarrier, Fixed, Pinned, parse_reference
+from serving.crew import Alone, Crew
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
@@ -33,15 +35,17 @@ from serving.model import RegistryModel
 from serving.named import Finder
 from serving.options import options_of
 from serving.poller import Poller
+from serving.ports import check_port
 from serving.predictor import Predictor
 from serving.runtimes.process import Processes
 from serving.runtimes.spawn import Ending
-from serving.server import Address, HeadwayServer, check_port, kserve_app, serve_http
+from serving.server import Address, HeadwayServer, kserve_app, serve_http
 from serving.settings import ModelEntry, Served, Settings, cache_folder
 from serving.transforming import Transformer
 from serving.transport.http import Http
 from serving.transport.transformer import TransformerHttp
 from serving.transport.webhook import Webhook
+from serving.workers.linked import Linked
 
 log = logging.getLogger("headway.server")
 KEEP_SERIES_SECONDS = 900
@@ -95,9 +99,19 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.monitoring.log_level)
     for port in (settings.server.port, settings.server.grpc_port):
         check_port(settings.server.host, port)
+    return _run(settings, lambda own: own)
+
+
+def work(settings: Settings, end: socket.socket, number: int) -> int:
+    """Runs the server as one worker of several; `end` is its end of the link to their supervisor."""
+    configure_logging(settings.monitoring.log_level, worker=number)
+    return _run(settings, lambda own: Linked(own, end))
+
+
+def _run(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         asyncio.set_event_loop(runner.get_loop())  # kserve's constructor asks for the thread's loop
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings, enlist))
 
 
 def transform(settings: Settings, name: str, predictor_host: str, feature_service: str) -> None:
@@ -130,7 +144,7 @@ def _metrics() -> Metrics:
     return Metrics(prometheus_client.REGISTRY, REASONS, [s.value for s in State], [e.value for e in Ending])
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
     metrics = _metrics()
     recorder = Recorder(metrics)
     registry = MlflowRegistry(settings.registry.tracking_uri, settings.registry.registry_uri)
@@ -147,21 +161,23 @@ async def _serve(settings: Settings) -> int:
         limits.on_demand_versions,
     )
 
+    own = Alone(fleet, metrics)
+    crew = enlist(own)
+
     def seat(entry: ModelEntry) -> Seat:
         manager = _manager(entry, settings, registry, cache, features, recorder, fleet)
-        return Seat(manager, _poller(entry, settings, registry, cache, manager, metrics))
+        return Seat(manager, _poller(entry, settings, registry, cache, manager, metrics, crew))
 
     seats.update({entry.name: seat(entry) for entry in settings.models if entry.name})
-    _follow(settings, fleet, registry, metrics, seat)
-    plane = DataPlane(fleet, metrics, repository_api=settings.security.repository_api)
-    webhook = _webhook(settings, fleet, metrics)
-    scrape = partial(_scrape, metrics, fleet)
-    http = Http(plane, metrics, kserve_app, settings.server.max_body_bytes, scrape, webhook)
-    server = HeadwayServer(_address(settings), plane, http, fleet)
-    for name, own in seats.items():
+    _follow(settings, fleet, registry, metrics, seat, crew)
+    plane = DataPlane(fleet, metrics, crew, repository_api=settings.security.repository_api)
+    webhook = _webhook(settings, own, crew, metrics)
+    http = Http(plane, metrics, kserve_app, limits.max_body_bytes, crew.exposition, webhook)
+    server = HeadwayServer(_address(settings), plane, http, fleet, crew)
+    for name, each in seats.items():
         server.register_model(RegistryModel(name, lambda: plane))
-        if settings.server.fail_fast:
-            own.manager.first_failure = server.fail
+        if limits.fail_fast:
+            each.manager.first_failure = server.fail
     gc.freeze()  # what is imported stays; collecting after an unload then costs little
     # A full collection stands still for a tenth of a second, and requests leave no old cycles: unloading collects them.
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
@@ -172,7 +188,12 @@ async def _serve(settings: Settings) -> int:
 
 
 def _follow(
-    settings: Settings, fleet: Fleet, registry: MlflowRegistry, metrics: Metrics, seat: Callable[[ModelEntry], Seat]
+    settings: Settings,
+    fleet: Fleet,
+    registry: MlflowRegistry,
+    metrics: Metrics,
+    seat: Callable[[ModelEntry], Seat],
+    crew: Crew,
 ) -> None:
     """Serves every model that carries an alias, if an entry says so. Each has that entry's settings."""
     for entry in settings.models:
@@ -184,7 +205,8 @@ def _follow(
                 return seat(entry.model_copy(update={"name": name, "uri": policy.of(name).uri, "on_demand": True}))
 
             period = settings.registry.poll_seconds
-            fleet.follow(herd, Poller(registry, policy, herd, period, _counted(metrics)), make, metrics.forget_model)
+            poller = Poller(registry, policy, herd, period, _counted(metrics), changed=partial(crew.nudge, policy.name))
+            fleet.follow(herd, poller, make, metrics.forget_model)
 
 
 def _counted(metrics: Metrics) -> Callable[[str, bool], None]:
@@ -258,24 +280,24 @@ def _poller(
     cache: ArtifactCache,
     manager: ModelManager,
     metrics: Metrics,
+    crew: Crew,
 ) -> Poller:
     policy = parse_reference(entry.uri)
     fixed = isinstance(policy, Pinned | Fixed)
     period = settings.registry.pinned_poll_seconds if fixed else settings.registry.poll_seconds
-    return Poller(registry, policy, manager, period, _counted(metrics), lambda: cache.recall(policy.uri))
+    recall = partial(cache.recall, policy.uri)
+    return Poller(registry, policy, manager, period, _counted(metrics), recall, partial(crew.nudge, policy.name))
 
 
-def _webhook(settings: Settings, fleet: Fleet, metrics: Metrics) -> Webhook | None:
+def _webhook(settings: Settings, own: Alone, crew: Crew, metrics: Metrics) -> Webhook | None:
     """The webhook's route, if there is a secret to trust it by."""
     secret = settings.registry.webhook_secret
     if secret is None:
         return None
 
     def wake(name: str) -> int:
-        mine = [poller for poller in fleet.pollers if poller.policy.name in (name, EVERY)]
-        for poller in mine:
-            poller.wake()
-        return len(mine)
+        crew.nudge(name)
+        return own.wake(name)
 
     return Webhook(secret.get_secret_value(), wake, lambda outcome: metrics.webhooks.labels(outcome).inc())
 
@@ -298,25 +320,6 @@ def _cache_folder(settings: Settings) -> Path:
 def _address(settings: Settings) -> Address:
     s = settings.server
     return Address(
-        s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes, s.read_seconds, s.lane
-    )
-
-
-def _scrape(metrics: Metrics, fleet: Fleet) -> bytes:
-    """Gauges that are facts of the moment are read at scrape time, so that they cannot drift."""
-    if fleet.herding is not None:
-        metrics.staleness.labels(EVERY).set(fleet.herding.staleness)
-    for name, seat in fleet.seats.items():
-        manager = seat.manager
-        metrics.alive.labels(name).set(len(manager.alive))
-        if seat.polling is not None:
-            metrics.staleness.labels(name).set(seat.poller.staleness)
-        ready = {s.version.version for s in manager.servables if s.state is State.READY}
-        for servable in manager.servables:
-            number = servable.version.version
-            metrics.loaded.labels(name, number).set(number in ready)
-            if servable.batcher is not None:
-                metrics.queue_depth.labels(name, number).set(servable.batcher.depth)
-            if servable.cache is not None:
-                metrics.cache_bytes.labels(name, number).set(servable.cache.bytes)
-    return metrics.exposition()
+        s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes, s.read_seconds, s.lane,
+        shared=s.workers > 1,
+    )  # fmt: skip

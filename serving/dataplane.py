@@ -15,6 +15,7 @@ from dataclasses import replace
 from monitoring.metrics import Metrics
 from serving.calls import Call, Out, Reply, Request
 from serving.completing import check_present, fill_gaps, find_gaps, look_up, matrix_of, share, tell
+from serving.crew import Crew
 from serving.decoding import Arrays, Partial, complete
 from serving.errors import Forbidden, NotFound, NotReady, outcome_of
 from serving.fleet import Fleet
@@ -29,15 +30,15 @@ log = logging.getLogger("headway.requests")
 class DataPlane:
     """Routes a call to its model and walks it through the stages. Lives on the event loop."""
 
-    def __init__(self, fleet: Fleet, metrics: Metrics, *, repository_api: bool = False) -> None:
-        self._fleet, self._repository_api = fleet, repository_api
+    def __init__(self, fleet: Fleet, metrics: Metrics, crew: Crew, *, repository_api: bool = False) -> None:
+        self._fleet, self._crew, self._repository_api = fleet, crew, repository_api
         self.metrics = metrics
         self.draining = False
 
     @property
     def ready(self) -> bool:
         """Whether every required model has a READY version and the server is not draining."""
-        return not self.draining and all(m.current is not None for m in self.managers if m.required)
+        return not self.draining and self._crew.ready
 
     @property
     def managers(self) -> list[ModelManager]:
@@ -109,7 +110,7 @@ class DataPlane:
         """Loads or unloads a model by request. Raises Forbidden unless the operator allows that."""
         if not self._repository_api:
             raise Forbidden("Loading and unloading by request is switched off (security.repository_api).")
-        await (self._fleet.summon(name) if load else self._fleet.dismiss(name))
+        await self._crew.repository(name, load=load)
 
     async def complete(
         self, partial: Partial, loaded: Loaded, servable: Servable, deadline: float | None

@@ -59,12 +59,14 @@ class Poller:
         period: float,
         counted: Callable[[str, bool], None],
         recall: Callable[[], ModelVersion | None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
         least_gap: float = LEAST_GAP,
     ) -> None:
-        """`recall` gives the version that served last; it blocks, and is asked if the registry is down at start."""
+        """`recall` gives the version that served last; it blocks, and is asked if the registry is down at start.
+        `changed` is called when the registry says something else than before."""
         self.policy = policy
         self._source, self._manager, self._period = source, manager, period
-        self._counted, self._recall, self._least_gap = counted, recall, least_gap
+        self._counted, self._recall, self._changed, self._least_gap = counted, recall, changed, least_gap
         self._failures = 0
         self._asking: asyncio.Task[Catalogue] | None = None
         self._wake = asyncio.Event()
@@ -132,7 +134,10 @@ class Poller:
         self._failures = 0
         self._answered_at = time.monotonic()
         self._counted(self._manager.name, True)
+        changed = aspired != self._manager.aspired
         self._manager.aspire(aspired, problem)
+        if changed:
+            self._changed()
 
     async def _unavailable(self, error: RegistryUnavailable) -> None:
         self._failures += 1

@@ -25,10 +25,12 @@ from kserve.protocol.rest.server import RESTServer
 
 from features.errors import FeatureError
 from registry.errors import RegistryError
+from serving.crew import Crew
 from serving.dataplane import DataPlane
 from serving.errors import NotReady, ServingError
 from serving.fleet import Fleet
 from serving.model import Repository
+from serving.ports import shared_port
 from serving.transport.answers import error_response
 from serving.transport.grpc import build_server
 from serving.transport.lane import LaneProtocol
@@ -36,6 +38,7 @@ from serving.transport.protocol import Protocol
 from serving.transport.transformer import TransformerHttp
 
 log = logging.getLogger("headway.server")
+App = Callable[..., Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +53,14 @@ class Address:
     max_message_bytes: int
     read_seconds: float
     lane: Literal["protocol", "asgi"]
-
-
-class PortInUse(OSError):
-    """Another process listens on the port."""
+    #: whether other processes listen on the same ports
+    shared: bool = False
 
 
 class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
     """A `kserve.ModelServer` that runs inside our loop and drains before it closes."""
 
-    def __init__(self, address: Address, plane: DataPlane, http: Callable[..., Awaitable[None]], fleet: Fleet) -> None:
+    def __init__(self, address: Address, plane: DataPlane, http: App, fleet: Fleet, crew: Crew) -> None:
         super().__init__(
             http_port=address.port,
             grpc_port=address.grpc_port,
@@ -67,24 +68,34 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
             registered_models=Repository(plane),
             enable_latency_logging=False,
         )
-        self._address, self.plane, self._fleet = address, plane, fleet
+        self._address, self.plane, self._fleet, self._crew = address, plane, fleet, crew
         self._rest = _Rest(self, address, http)
         self._grpc: grpc.aio.Server | None = None
         self.exit_code = 0
 
     async def serve(self, started: Callable[[], None]) -> int:
-        """Listens until a signal, drains, and returns the exit code."""
+        """Listens as soon as its crew lets it, until a signal; drains, and returns the exit code."""
         stop = _until_signal()
         self.request_stop = stop.set
+        stopped = asyncio.create_task(stop.wait())
+        self._fleet.start()
+        joining = asyncio.create_task(self._crew.join(stop.set))
+        await _first(stopped, joining)
+        joining.cancel()
+        if not stopped.done():
+            await self._listen(stopped, started)
+        await self._fleet.stop()
+        await self._crew.leave()
+        return self.exit_code
+
+    async def _listen(self, stopped: asyncio.Task[Any], started: Callable[[], None]) -> None:
         self._grpc = self._listen_grpc()
         await self._grpc.start()
         rest = asyncio.create_task(self._rest.start())
-        self._fleet.start()
+        self._crew.listens = True
         started()
-        await _first(asyncio.create_task(stop.wait()), rest)
+        await _first(stopped, rest)
         await self._drain(rest)
-        await self._fleet.stop()
-        return self.exit_code
 
     request_stop: Callable[[], None]
 
@@ -95,7 +106,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
 
     async def _drain(self, rest: asyncio.Task[None]) -> None:
         """Readiness goes first, the port stays open for the delay, then what is in flight has the bound."""
-        self.plane.draining = True
+        self.plane.draining, self._crew.listens = True, False
         log.info("draining", extra={"delay_seconds": self._address.drain_delay_seconds})
         await asyncio.sleep(self._address.drain_delay_seconds)
         self._rest.close()
@@ -109,7 +120,8 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
 
     def _listen_grpc(self) -> grpc.aio.Server:
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
-        return build_server(self.plane, f"{host}:{self._address.grpc_port}", self._address.max_message_bytes)
+        where = f"{host}:{self._address.grpc_port}"
+        return build_server(self.plane, where, self._address.max_message_bytes, shared=self._address.shared)
 
     def _cut(self) -> None:
         log.warning(
@@ -121,10 +133,10 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
 class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
     """KServe's REST server with our application and our bounds."""
 
-    def __init__(self, server: HeadwayServer, address: Address, http: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, server: HeadwayServer, address: Address, http: App) -> None:
         super().__init__("kserve.model_server:app", server.dataplane, server.model_repository_extension, address.port)
         self.config = _config(http, address, _protocol(server.plane, address))
-        self._server = _Uvicorn(self.config)
+        self._server = _Uvicorn(self.config, shared=address.shared)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         """Our errors keep their statuses behind KServe's app, and anything else its fixed text."""
@@ -160,7 +172,7 @@ def _until_signal() -> asyncio.Event:
     return stop
 
 
-def _config(app: Callable[..., Awaitable[None]], address: Address, protocol: Callable[..., Protocol]) -> uvicorn.Config:
+def _config(app: App, address: Address, protocol: Callable[..., Protocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=address.host,
@@ -191,6 +203,14 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 class _Uvicorn(uvicorn.Server):
     """Uvicorn without signal handlers of its own: the server above decides when the port closes."""
 
+    def __init__(self, config: uvicorn.Config, *, shared: bool = False) -> None:
+        super().__init__(config)
+        self._shared = shared
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until it should exit; on a port that is shared, from a socket of our own."""
+        await super().serve([shared_port(self.config.host, self.config.port)] if self._shared else sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
@@ -203,17 +223,4 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
         task.result()
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises PortInUse, in one sentence, if the port cannot be bound."""
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortInUse(f"port {port} on {host} cannot be used: {error.strerror}") from error
-
-
-__all__ = ["Address", "HeadwayServer", "PortInUse", "check_port", "kserve_app", "serve_http"]
+__all__ = ["Address", "HeadwayServer", "kserve_app", "serve_http"]

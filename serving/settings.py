@@ -29,7 +29,7 @@ class SettingsError(ValueError):
 
 
 def _not_built(value: Any) -> Any:
-    if value is True or value not in (None, False, 1):  # True equals 1, and one worker is what there is
+    if value is True or value not in (None, False):
         raise ValueError("is not built yet; leave it out")
     return value
 
@@ -98,7 +98,7 @@ class Server(_Group):
     memory_bytes: int | None = Field(None, ge=1)
     on_demand_seconds: float = Field(30.0, gt=0)
     on_demand_versions: int = Field(4, ge=1, le=1000)
-    workers: Annotated[int, AfterValidator(_not_built)] = 1
+    workers: int = Field(1, ge=1, le=256)
     docs: Annotated[bool, AfterValidator(_not_built)] = False
 
 

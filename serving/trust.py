@@ -14,6 +14,7 @@ from typing import Any
 
 from registry.mlmodel import MLmodel
 from serving.runtimes.choose import NO_FLAVOR, flavor_of
+from serving.slim import skops_io
 from serving.trusted_types import TRUSTED_SKOPS
 
 _PYTHON_MODEL = "mlflow.pyfunc.model"
@@ -115,10 +116,8 @@ def _sklearn(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
 
 
 def _skops(file: Path) -> Iterator[str]:
-    from skops.io import get_untrusted_types
-
     try:
-        untrusted = set(get_untrusted_types(file=file)) - TRUSTED_SKOPS
+        untrusted = set(skops_io().get_untrusted_types(file=file)) - TRUSTED_SKOPS
     except Exception as error:  # noqa: BLE001  a crafted archive may make the scanner fail in any way
         yield f"the skops file cannot be read ({type(error).__name__})"
         return

@@ -22,6 +22,7 @@ from registry.versions import ModelVersion
 from serving.app import Recorder
 from serving.batching import BatchingLimits
 from serving.configuration import Configuration
+from serving.crew import Alone
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
@@ -101,7 +102,7 @@ class Listening:
     def failed(self, reason: str) -> float:
         """How many requests of the model failed for this reason."""
         labels = {"model_name": "echo", "model_version": "1", "error_type": reason}
-        return self.metrics._registry.get_sample_value("model_prediction_errors_total", labels) or 0.0
+        return self.metrics.registry.get_sample_value("model_prediction_errors_total", labels) or 0.0
 
 
 @contextlib.asynccontextmanager
@@ -121,9 +122,11 @@ async def listening(
     loader = _Loader(runtime, batching, CacheLimits(cache_bytes))
     manager = ModelManager("echo", "models:/echo/1", loader, Recorder(metrics))
     seats = {"echo": Seat(manager, None)}  # type: ignore[arg-type]  # nobody polls
-    plane = DataPlane(Fleet(seats, None, 30.0, lambda: 0, None), metrics)  # type: ignore[arg-type]  # nor looks for others
+    fleet = Fleet(seats, None, 30.0, lambda: 0, None)  # type: ignore[arg-type]  # nor looks for others
+    crew = Alone(fleet, metrics)
+    plane = DataPlane(fleet, metrics, crew)
     made = Listening(runtime, manager, plane, metrics)
-    http = Http(plane, metrics, _nothing, LIMIT, metrics.exposition)
+    http = Http(plane, metrics, _nothing, LIMIT, crew.exposition)
     config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)
     config.load()
     first = (read_seconds,) if lane == "asgi" else (plane, LIMIT, read_seconds)

@@ -16,6 +16,7 @@ from registry.mlflow_registry import MlflowRegistry
 from registry.policies import Fixed
 from serving.app import Recorder
 from serving.configuration import ModelOptions
+from serving.crew import Alone
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
@@ -48,7 +49,7 @@ def main(folder: str, http_port: int, grpc_port: int) -> None:
     registry = MlflowRegistry()
     poller = Poller(registry, Fixed(folder), manager, 60, lambda *_: None)
     fleet = Fleet({"sums": Seat(manager, poller)}, None, 30, resident_bytes, Finder(registry))
-    plane = DataPlane(fleet, metrics)
+    plane = DataPlane(fleet, metrics, Alone(fleet, metrics))
     server = ModelServer(http_port=http_port, grpc_port=grpc_port)
     server.register_model(Tenfold("sums", lambda: plane))
 

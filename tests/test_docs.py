@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from features.errors import Cause
 from features.policies import ACTIONS as POLICY_ACTIONS
 from features.policies import Target, policy_for
+from monitoring.crew import CrewMetrics
 from monitoring.metrics import ACTIONS, CAUSES, EVICTIONS, FOUND, Metrics
 from registry.versions import CONFIGURING
 from serving.cli import parser
@@ -23,6 +24,7 @@ from serving.commands import VERBS
 from serving.commands.base import Verb
 from serving.commands.serve import settings_from
 from serving.configuration import Configuration, ModelOptions, TorchOptions, resolve
+from serving.crew import Alone
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, TABLE, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
@@ -34,6 +36,7 @@ from serving.runtimes.spawn import Ending
 from serving.settings import PREFIX, ModelEntry, Served, Settings, load_settings
 from serving.transport.http import Http
 from serving.transport.webhook import OUTCOMES, Webhook
+from serving.workers.member import Fate
 from tests.fakes import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,7 +192,7 @@ def test_the_example_environment_changes_nothing() -> None:
     for name, (variable, default) in expected_settings().items():
         if variable in given and default != "—":
             assert as_written(given[variable]).strip("`") == default.strip("`"), name
-    unbuilt = {"SERVER__WORKERS", "SERVER__DOCS"}
+    unbuilt = {"SERVER__DOCS"}
     variables = {variable for variable, _ in expected_settings().values() if variable != "—"}
     assert {name for name in given if name.startswith(PREFIX)} == variables - {PREFIX + name for name in unbuilt}
 
@@ -246,7 +249,8 @@ def test_every_metric_that_a_page_names_is_in_the_list() -> None:
 def test_every_metric_is_documented() -> None:
     """docs/metrics.md has exactly the series of the code, with type and labels."""
     real = {}
-    for metric in vars(metrics_of(CollectorRegistry())).values():
+    own = vars(CrewMetrics(CollectorRegistry(), ())).values()
+    for metric in (*vars(metrics_of(CollectorRegistry())).values(), *own):
         if isinstance(metric, Counter | Gauge | Histogram):
             name = next(iter(metric.describe())).name + ("_total" if isinstance(metric, Counter) else "")
             real[name] = (type(metric).__name__.lower(), ", ".join(f"`{label}`" for label in metric._labelnames))
@@ -264,6 +268,8 @@ def test_every_reason_and_state_is_documented() -> None:
     text = (DOCS / "metrics.md").read_text("utf-8")
     listed = text.partition("`error_type` is\none of")[2].strip().partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_]+)`", listed)) == set(REASONS)
+    fates = next(cells[3] for cells in rows("metrics.md", "`headway_worker_restarts_total`"))
+    assert set(re.findall(r"`([a-z]+)`", fates)) == set(Fate)
     endings = next(cells[3] for cells in rows("metrics.md", "`headway_process_restarts_total`"))
     assert set(re.findall(r"`([a-z]+)`", endings)) == set(Ending)
     for metric, words in (("requests", FOUND), ("evictions", EVICTIONS)):
@@ -298,14 +304,9 @@ async def test_every_route_is_documented_and_exists() -> None:
         raise AssertionError("only CloudEvents go to KServe's app")
 
     webhook = Webhook("a secret", lambda name: 0, lambda outcome: None)
-    http = Http(
-        DataPlane(Fleet({}, None, 1.0, lambda: 0, Finder(Registry())), metrics),
-        metrics,
-        no_app,
-        1,
-        metrics.exposition,
-        webhook,
-    )
+    fleet = Fleet({}, None, 1.0, lambda: 0, Finder(Registry()))
+    crew = Alone(fleet, metrics)
+    http = Http(DataPlane(fleet, metrics, crew), metrics, no_app, 1, crew.exposition, webhook)
     unused = {(verb, pattern.pattern) for verb, pattern, _ in http._routes}
     for verb, path in documented_routes():
         try:

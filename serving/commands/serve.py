@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.commands.base import CommandFailed, Verb
+from serving.ports import PortInUse
 from serving.settings import Settings, SettingsError, load_settings, model_from_words
 
 #: Where KServe's storage initializer puts a model's files.
@@ -23,9 +24,10 @@ def run(args: argparse.Namespace) -> int:
     """Serves until a signal. Raises SettingsError, or CommandFailed if a port is taken."""
     settings = settings_from(args, os.environ)
     sys.argv = sys.argv[:1]
-    from serving.app import serve
-    from serving.server import PortInUse
-
+    if settings.server.workers == 1:
+        from serving.app import serve
+    else:
+        from serving.workers.root import supervise as serve
     try:
         code = serve(settings)
     except PortInUse as error:
@@ -83,7 +85,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="interface to listen on (0.0.0.0)")
     parser.add_argument("--port", type=int, help="HTTP port (8080)")
     parser.add_argument("--grpc-port", type=int, help="gRPC port (8081)")
-    parser.add_argument("--workers", type=int, metavar="N", help="not built yet; one process")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the ports (1)")
     parser.add_argument("--allow-pickle", action="store_true", help="load pickle and cloudpickle, which run code")
 
 

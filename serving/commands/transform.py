@@ -10,6 +10,7 @@ from pathlib import Path
 
 from serving.commands.base import CommandFailed, Verb, check_repository
 from serving.commands.serve import leave
+from serving.ports import PortInUse
 from serving.settings import Settings, load_settings
 
 
@@ -18,7 +19,6 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args, os.environ)
     sys.argv = sys.argv[:1]
     from serving.app import transform
-    from serving.server import PortInUse
 
     try:
         transform(settings, args.model_name, args.predictor_host, args.feature_service)

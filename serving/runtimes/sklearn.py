@@ -19,6 +19,7 @@ from registry.mlmodel import MLmodel
 from registry.pyfunc import add_code
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.schema import InputSchema
+from serving.slim import skops_io
 from serving.trusted_types import TRUSTED_SKOPS
 
 # The server enforces the order of columns itself; estimators fitted on a frame would warn once per call.
@@ -77,9 +78,7 @@ def load_sklearn(model: MLmodel, schema: InputSchema) -> SklearnRuntime:
 
 def _load(file: Path, serialization: str) -> Any:
     if serialization == "skops":
-        from skops.io import load
-
-        return load(file, trusted=sorted(TRUSTED_SKOPS))
+        return skops_io().load(file, trusted=sorted(TRUSTED_SKOPS))
     if serialization not in ("pickle", "cloudpickle"):
         raise InvalidModel(f"the serialization format {serialization[:32]!r} is not known")
     import cloudpickle  # both formats are read by it, and registering it costs nothing for plain pickle

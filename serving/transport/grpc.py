@@ -230,11 +230,12 @@ def _handler(method: Callable[[Any, Any], Awaitable[Any]], kind: Any) -> grpc.Rp
     return grpc.unary_unary_rpc_method_handler(answer, parse, lambda message: message.SerializeToString())
 
 
-def build_server(plane: DataPlane, address: str, max_message_bytes: int) -> grpc.aio.Server:
-    """A gRPC server that is bound and not started. Raises RuntimeError if the port is taken: no silent sharing."""
+def build_server(plane: DataPlane, address: str, max_message_bytes: int, *, shared: bool = False) -> grpc.aio.Server:
+    """A gRPC server that is bound and not started. Raises RuntimeError if the port is taken: nobody shares it, unless it
+    is `shared` with others of this server."""
     server = grpc.aio.server(
         options=[
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shared)),
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
         ]

@@ -185,7 +185,7 @@ class Http(Routes):
         metrics: Metrics,
         kserve_app: App,
         max_body_bytes: int,
-        exposition: Callable[[], bytes],
+        exposition: Callable[[], Awaitable[bytes]],
         webhook: Handler | None = None,
     ) -> None:
         self._plane, self._metrics, self._kserve_app = plane, metrics, kserve_app
@@ -250,7 +250,7 @@ class Http(Routes):
         return readiness(self._plane.ready)
 
     async def _show_metrics(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        return Response(200, self._exposition(), (TEXT,))
+        return Response(200, await self._exposition(), (TEXT,))
 
     async def _models(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         return Response(200, dumps({"models": self._plane.names}))

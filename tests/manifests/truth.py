@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from monitoring.metrics import Metrics
 from serving.cli import parser
 from serving.commands import serve, transform
+from serving.crew import Alone
 from serving.dataplane import DataPlane
 from serving.errors import REASONS, MethodNotAllowed, NotFound
 from serving.fleet import Fleet
@@ -119,12 +120,14 @@ def has_route(path: str, verb: str = "GET") -> bool:
 @cache
 def _http() -> Http:
     found = _metrics()
-    plane = DataPlane(Fleet({}, None, 1.0, lambda: 0, Finder(Registry())), found)
+    fleet = Fleet({}, None, 1.0, lambda: 0, Finder(Registry()))
+    crew = Alone(fleet, found)
 
     async def no_app(*_: Any) -> None:
         raise AssertionError("only CloudEvents go to KServe's app")
 
-    return Http(plane, found, no_app, 1, found.exposition, Webhook("a secret", lambda name: 0, lambda outcome: None))
+    webhook = Webhook("a secret", lambda name: 0, lambda outcome: None)
+    return Http(DataPlane(fleet, found, crew), found, no_app, 1, crew.exposition, webhook)
 
 
 def series_of(expression: str) -> Iterator[str]:

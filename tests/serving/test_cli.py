@@ -72,7 +72,7 @@ def test_a_wrong_flag_exits_2(argv: list[str], capsys: pytest.CaptureFixture[str
         (["serve", "--model-uri", "s3://bucket/x"], "'s3://bucket/x'"),
         (["serve", "--model-uri", "runs:/1/model"], "--model-name"),
         (["serve", "--model-uri", "models:/m-0123456789abcdef0123456789abcdef"], "--model-name"),
-        (["serve", "--model-uri", "models:/m/1", "--workers", "2"], "not built yet"),
+        (["serve", "--model-uri", "models:/m/1", "--workers", "0"], "server.workers"),
         (["serve", "--model-uri", "models:/m/1", "--port", "99999"], "server.port"),
         (["serve", "--model-uri", "models:/m/1", "--config", "/nowhere/headway.yaml"], "/nowhere/headway.yaml"),
     ],

@@ -1,0 +1,19 @@
+"""What the process that workers are forked from imports once, for all of them: its memory is shared, copied on write.
+
+scikit-learn is among it: most models need it, and a worker that is started again has its models sooner. What fewer need
+(PyTorch, Feast, onnxruntime) is imported by the worker that needs it. Nothing here may start a thread of Python's: a fork
+would not have it.
+"""
+
+import gc
+import os
+
+os.setsid()  # Ctrl-C is the supervisor's affair: it tells the workers to drain
+
+import serving.app  # noqa: E402
+import serving.runtimes.sklearn  # noqa: E402, F401
+from serving.slim import skops_io  # noqa: E402
+
+skops_io()
+
+gc.freeze()  # a collection would write to every object's header, and copy what is shared

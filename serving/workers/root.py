@@ -1,0 +1,80 @@
+"""The supervisor's composition root: reads the settings, and hands the workers theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import socket
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+from monitoring.logs import configure_logging
+from serving.ports import check_port, shared_port
+from serving.settings import Served, Settings
+from serving.workers.member import Bounds
+from serving.workers.supervisor import Supervisor
+from serving.workers.worker import drain_bound, work
+
+log = logging.getLogger("headway.workers")
+T = TypeVar("T", bound=Served)
+BUILT_IN = Bounds()
+
+
+def supervise(settings: Settings, bounds: Bounds = BUILT_IN) -> int:
+    """Runs the workers until a signal; returns the exit code. Raises PortInUse before anything else starts."""
+    configure_logging(settings.monitoring.log_level)
+    server = settings.server
+    for port in (server.port, server.grpc_port):
+        check_port(server.host, port)
+    with ExitStack() as held:
+        # Held, and never listened on: nobody else gets the ports while no worker is there, and a port 0 is one number.
+        ports = [held.enter_context(shared_port(server.host, port)) for port in (server.port, server.grpc_port)]
+        own = share(settings, server.workers, *(each.getsockname()[1] for each in ports))
+        log.info("starting workers", extra={"workers": server.workers, "port": own.server.port})
+        supervisor = Supervisor(server.workers, Forkserver(own), drain_bound(settings), bounds)
+        return asyncio.run(supervisor.run())
+
+
+class Forkserver:
+    """The process that workers are forked from. It lives as long as the supervisor and the workers do."""
+
+    def __init__(self, settings: Settings) -> None:
+        """`settings` are those of every worker."""
+        self._settings = settings
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["serving.workers.preload"])
+
+    def warm(self) -> None:
+        """Starts it. The first fork waits until it has imported what all share."""
+        first = self._context.Process(target=int)
+        first.start()
+        first.join()
+
+    def start(self, number: int, end: socket.socket) -> BaseProcess:
+        """Forks a worker, in milliseconds once it is warm."""
+        process = self._context.Process(target=work, args=(self._settings, end, number))
+        process.start()
+        return process
+
+
+def share(settings: Settings, workers: int, port: int, grpc_port: int) -> Settings:
+    """What one worker may take of what the settings allow for all: memory, and the response cache's."""
+    memory = settings.server.memory_bytes
+    said = {"port": port, "grpc_port": grpc_port, "memory_bytes": memory and max(1, memory // workers)}
+    return settings.model_copy(
+        update={
+            "server": settings.server.model_copy(update=said),
+            "defaults": _share_cache(settings.defaults, workers),
+            "models": tuple(_share_cache(entry, workers) for entry in settings.models),
+        }
+    )
+
+
+def _share_cache(served: T, workers: int) -> T:
+    cache = served.response_cache
+    if not cache.max_bytes:
+        return served
+    own = cache.model_copy(update={"max_bytes": cache.max_bytes // workers})
+    return served.model_copy(update={"response_cache": own})
