@@ -25,6 +25,8 @@ def shared_port(host: str, port: int) -> socket.socket:
     made = _made(host)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if made.family is socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does
         _bind(made, host, port)
     except OSError:
         made.close()

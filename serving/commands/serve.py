@@ -26,8 +26,10 @@ def run(args: argparse.Namespace) -> int:
     sys.argv = sys.argv[:1]
     if settings.server.workers == 1:
         from serving.app import serve
-    else:
+    elif sys.platform == "linux":
         from serving.workers.root import supervise as serve
+    else:
+        raise SettingsError("server.workers: more than one needs Linux, which spreads connections over them")
     try:
         code = serve(settings)
     except PortInUse as error:
