@@ -97,7 +97,9 @@ class Puppets:
         self._context.set_forkserver_preload(["tests.crew"])
 
     def warm(self) -> None:
-        self._context.set_forkserver_preload(["tests.crew"])
+        first = self._context.Process(target=int)
+        first.start()
+        first.join()
 
     def start(self, number: int, end: socket.socket) -> BaseProcess:
         process = self._context.Process(target=work, args=(self._folder, end, number))

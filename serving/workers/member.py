@@ -22,6 +22,8 @@ log = logging.getLogger("headway.workers")
 #: Forks a worker, given its number and its end of the link.
 Start = Callable[[int, socket.socket], BaseProcess]
 Hear = Callable[["Member", str, Any], Awaitable[Any]]
+#: What multiprocessing says of a process whose fork server has died.
+ORPHANED = 255
 
 
 class Fate(StrEnum):
@@ -51,7 +53,7 @@ class Member:
     def __init__(self, number: int, id: int, *, early: bool) -> None:
         """`early`: it listens before it is ready, and counts from the start: nobody else answers yet."""
         self.number, self.id, self.early = number, id, early
-        self.ready = self.listens = False
+        self.ready = self.listens = self.said_farewell = False
         self.link: Link | None = None
         self.fate: Fate | None = None
         self.process: BaseProcess | None = None
@@ -65,13 +67,15 @@ class Member:
         """
         ours, theirs = socket.socketpair()
         self.link = await Link.over(ours, lambda what, facts: hear(self, what, facts))
-        tasks = [asyncio.create_task(self.link.run()), asyncio.create_task(self._watch(bounds))]
+        reading = asyncio.create_task(self.link.run())
+        watching = asyncio.create_task(self._watch(bounds))
         try:
             with theirs:
                 self.process = start(self.number, theirs)
-            return await self._ended(self.process)
+            return await self._ended(self.process, reading)
         finally:
-            for task in tasks:
+            self.process = None
+            for task in (reading, watching):
                 task.cancel()
             self.link.close()
             self.link = None
@@ -104,11 +108,12 @@ class Member:
 
     def signal(self, number: int) -> None:
         """Sends a signal to a worker that runs."""
-        if self.process is not None and self.process.pid is not None and self.process.exitcode is None:
+        if self.process is not None and self.process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
-    async def _ended(self, process: BaseProcess) -> int:
+    async def _ended(self, process: BaseProcess, reading: asyncio.Task[None]) -> int:
+        """The exit code. If what it was forked from is gone, nobody knows it, and the worker lives until it hangs up."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(process.sentinel, ended.set)
         try:
@@ -116,6 +121,9 @@ class Member:
         finally:
             loop.remove_reader(process.sentinel)
         code = process.exitcode or 0
+        if code == ORPHANED:
+            await reading
+            code = 0 if self.said_farewell else -signal.SIGKILL
         if self.fate is None:
             self.fate = Fate.CRASHED if code < 0 else Fate.EXITED
         return code

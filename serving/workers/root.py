@@ -47,7 +47,7 @@ class Forkserver:
         self._context.set_forkserver_preload(["serving.workers.preload"])
 
     def warm(self) -> None:
-        """Starts it. The first fork waits until it has imported what all share."""
+        """Starts it if it does not run. A first fork waits until it has imported what all share."""
         first = self._context.Process(target=int)
         first.start()
         first.join()

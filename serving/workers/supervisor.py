@@ -35,7 +35,10 @@ class Nursery(Protocol):
     """What workers are forked from."""
 
     def warm(self) -> None:
-        """Returns when it has imported what all workers share; blocks for seconds."""
+        """Returns when it is there, and has imported what all workers share; blocks, for seconds if it was not.
+
+        Raises OSError or EOFError if it does not come up.
+        """
         ...
 
     @property
@@ -65,7 +68,6 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        await asyncio.to_thread(self._nursery.warm)
         keepers = [asyncio.create_task(self._keep(place)) for place in range(len(self._members))]
         try:
             ending = asyncio.create_task(self._ending.wait())
@@ -107,7 +109,8 @@ class Supervisor:
     async def _live(self, member: Member) -> int:
         """One life of a worker, and its exit code."""
         try:
-            code = await member.live(self._nursery.start, self._hear, self._bounds)
+            await asyncio.to_thread(self._nursery.warm)
+            code = 0 if self._ending.is_set() else await member.live(self._nursery.start, self._hear, self._bounds)
         except (OSError, EOFError) as error:
             log.error("a worker cannot be started", extra={"worker": member.number}, exc_info=error)
             member.fate, code = Fate.START, 1
@@ -167,6 +170,7 @@ class Supervisor:
                 self._ever_listened = self._ever_listened or member.listens
                 self._publish()
             case "farewell":
+                member.said_farewell = True
                 self._ledger.note(member.id, from_json(facts), time.monotonic())
             case "nudge":
                 for other in self._members:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -218,3 +219,17 @@ async def test_news_reach_the_others(tmp_path: Path) -> None:
         made.say("nudges-1")
         await made.until_says("woken-2", "m")
         assert made.hear("woken-1") is None
+
+
+async def test_workers_outlive_what_they_were_forked_from(tmp_path: Path) -> None:
+    """It is started again when the next worker is."""
+    async with crew(tmp_path) as made:
+        await made.until_ready()
+        before = [made.hear(f"listens-{number}") for number in (1, 2)]
+        os.kill(psutil.Process(int(str(before[0]))).ppid(), signal.SIGKILL)
+        assert await made.metric("model_predictions_total") == 20
+        os.kill(int(str(before[0])), signal.SIGKILL)
+        await made.replaced(1, before[0])
+        await made.until_ready()
+        assert made.hear("listens-2") == before[1]
+        assert await made.end() == 0
