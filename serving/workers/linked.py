@@ -152,11 +152,8 @@ class Linked:
 
 
 def _rebuilt(refused: Refused) -> Exception:
-    """What a worker raised, as the class that it was; one that the contract does not know stays what it is."""
-    known = {cls.__name__: cls for cls in _family(ServingError)}
-    cls = known.get(refused.kind)
-    if cls is None:
-        return refused
+    """What a worker raised, as the class that it was; what the contract does not know is none of the caller's business."""
+    cls = {cls.__name__: cls for cls in _family(ServingError)}.get(refused.kind, ServingError)
     return cls(str(refused)) if refused.retry_after is None else cls(str(refused), refused.retry_after)
 
 

@@ -6,14 +6,12 @@ would not have it.
 """
 
 import gc
-import os
 
-os.setsid()  # Ctrl-C is the supervisor's affair: it tells the workers to drain
+from serving.slim import skops_io
+
+skops_io()  # first: it looks through every module there is, for each of hundreds of functions
 
 import serving.app  # noqa: E402
 import serving.runtimes.sklearn  # noqa: E402, F401
-from serving.slim import skops_io  # noqa: E402
-
-skops_io()
 
 gc.freeze()  # a collection would write to every object's header, and copy what is shared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import signal
 import socket
 from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
@@ -47,10 +48,17 @@ class Forkserver:
         self._context.set_forkserver_preload(["serving.workers.preload"])
 
     def warm(self) -> None:
-        """Starts it if it does not run. A first fork waits until it has imported what all share."""
-        first = self._context.Process(target=int)
-        first.start()
-        first.join()
+        """Starts it if it does not run. A first fork waits until it has imported what all share.
+
+        Ctrl-C is the supervisor's affair: it and what is forked from it inherit this thread's blocked signals.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            first = self._context.Process(target=int)
+            first.start()
+            first.join()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def start(self, number: int, end: socket.socket) -> BaseProcess:
         """Forks a worker, in milliseconds once it is warm."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import threading
@@ -28,7 +27,6 @@ def drain_bound(settings: Settings) -> float:
 
 def work(settings: Settings, end: socket.socket, number: int) -> None:
     """Serves as one of several workers until a signal, or until the supervisor is gone. Exits with a code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_outlive_briefly, args=(drain_bound(settings),), daemon=True).start()
     from serving.app import work as serve
 

@@ -3,7 +3,15 @@
 import math
 
 import pytest
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import generate_latest
 
 from monitoring.ledger import Ledger
@@ -81,8 +89,11 @@ def test_a_gauge_is_what_it_means_for_all(gauge: str, values: tuple[float, float
 
 def test_it_is_said_of_every_gauge() -> None:
     """Of ours, and of those that every process of Python has."""
-    ours = Metrics(CollectorRegistry(), (), ()).registry
-    for family in (*ours.collect(), *REGISTRY.collect()):
+    registry = Metrics(CollectorRegistry(), (), ()).registry
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    for family in registry.collect():
         assert family.type in CUMULATIVE or family.name in GAUGES, family.name
 
 

@@ -35,10 +35,10 @@ from serving.errors import (
 
 SECRET = "a value of the request"
 #: Raised before a server listens, or by a bug: they end a command, never a request.
-#: What becomes a ModelFailed on its way, or never leaves a command.
+#: What becomes a ModelFailed or another class on its way, or never leaves a command.
 NEVER_SEEN_BY_A_REQUEST = {
     "SettingsError", "PortInUse", "IllegalTransition", "CommandFailed", "Gone", "Malformed", "Raised", "Unsent",
-    "ClientGone", "NotCompiled", "NotProved",
+    "ClientGone", "LinkLost", "NotCompiled", "NotProved", "Refused",
 }  # fmt: skip
 
 
