@@ -100,7 +100,7 @@ async def test_a_client_that_leaves_takes_the_answer_from_nobody(lane: str) -> N
 def asked(server: Listening, outcome: str) -> float:
     labels = {"model_name": "echo", "model_version": "1", "outcome": outcome}
     name = "headway_response_cache_requests_total"
-    return server.metrics._registry.get_sample_value(name, labels) or 0.0
+    return server.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 async def test_only_what_a_batch_computed_has_a_time_in_the_model(lane: str) -> None:
@@ -109,7 +109,7 @@ async def test_only_what_a_batch_computed_has_a_time_in_the_model(lane: str) -> 
         for _ in range(3):
             await said(server, sized(rows(1.0), close=True))
         labels = {"model_name": "echo", "model_version": "1"}
-        value = server.metrics._registry.get_sample_value
+        value = server.metrics.registry.get_sample_value
         assert value("model_prediction_latency_seconds_count", labels) == 1
         assert value("inference_request_latency_seconds_count", labels) == 3
         assert value("headway_rows_total", labels) == 3

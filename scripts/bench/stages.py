@@ -38,6 +38,7 @@ from serving.app import Recorder
 from serving.batching import Batcher, BatchingLimits
 from serving.calls import Answer, Call, Reply
 from serving.configuration import Configuration
+from serving.crew import Alone
 from serving.dataplane import DataPlane
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
@@ -116,7 +117,8 @@ async def _parts() -> AsyncIterator[Parts]:
     runtime = compiled(SklearnRuntime(make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y), schema), schema)
     metrics = Metrics(CollectorRegistry(), REASONS, [state.value for state in State])
     seats: dict[str, Seat] = {}
-    plane = DataPlane(Fleet(seats, None, 30.0, lambda: 0, None), metrics)  # type: ignore[arg-type]  # it looks for no other
+    fleet = Fleet(seats, None, 30.0, lambda: 0, None)  # type: ignore[arg-type]  # it looks for no other
+    plane = DataPlane(fleet, metrics, Alone(fleet, metrics))
     message = ask("v1", (), x[:1])
     loaded = Loaded(runtime, schema, Signature((), ()), Configuration(LIMITS, 1.0))
     parts = Parts(loaded, metrics, plane, message.body, raw(message))
