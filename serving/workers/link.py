@@ -51,7 +51,7 @@ class Link:
         self._ids = count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._answering: set[asyncio.Task[None]] = set()
-        self._lost = False
+        self.lost = False
 
     @classmethod
     async def over(cls, end: socket.socket, answer: Handler) -> Link:
@@ -94,7 +94,7 @@ class Link:
 
     def close(self) -> None:
         """Hangs up."""
-        self._lost = True
+        self.lost = True
         self._writer.close()
         for future in self._waiting.values():
             if not future.done():
@@ -104,7 +104,7 @@ class Link:
 
     def _send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message, separators=(",", ":")).encode()
-        if self._lost or self._writer.transport.get_write_buffer_size() + len(data) > MOST_UNREAD:
+        if self.lost or self._writer.transport.get_write_buffer_size() + len(data) > MOST_UNREAD:
             raise LinkLost("the other side does not listen")
         self._writer.write(_LENGTH.pack(len(data)) + data)
 

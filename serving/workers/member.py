@@ -17,8 +17,6 @@ from typing import Any
 from serving.workers.link import Link, LinkLost, Refused
 
 log = logging.getLogger("headway.workers")
-
-
 #: Forks a worker, given its number and its end of the link.
 Start = Callable[[int, socket.socket], BaseProcess]
 Hear = Callable[["Member", str, Any], Awaitable[Any]]
@@ -152,6 +150,9 @@ class Member:
             await self.ask("ping", seconds=seconds)
         except TimeoutError:
             return False
+        except LinkLost:
+            if self.link is None or self.link.lost:
+                raise  # else so much is being asked that there is no room for this
         except Refused as error:
             log.error("a worker stumbles", extra={"worker": self.number, "reason": str(error)})
         return True

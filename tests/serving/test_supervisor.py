@@ -61,6 +61,12 @@ class Crew:
         found = [s.value for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items()]
         return sum(found) if found else None
 
+    async def until_metric(self, name: str, holds: Callable[[float], bool], **labels: str) -> None:
+        """Waits until that holds; what the workers say of themselves is heard in its own time."""
+        async with asyncio.timeout(30):
+            while not holds(await self.metric(name, **labels) or 0.0):
+                await asyncio.sleep(0.01)
+
     async def end(self) -> int:
         self.supervisor.stop()
         return await asyncio.wait_for(self.running, 30)
@@ -85,7 +91,7 @@ async def test_all_must_be_ready_and_all_are_told(tmp_path: Path) -> None:
         await made.until_says("ready-1", "False")
         (tmp_path / "unready-2").unlink()
         await made.until_ready()
-        assert await made.metric("headway_workers") == 2
+        await made.until_metric("headway_workers", (2.0).__eq__)
         made.say("unready-1")
         await made.until_says("ready-2", "False")
         assert await made.end() == 0
@@ -105,7 +111,7 @@ async def test_one_that_is_gone_comes_back_and_nobody_is_unready_meanwhile(
         await made.until(lambda: made.hear("began-1") != began)
         await made.until_ready(2)
         assert made.hear("listens-1") == before
-        assert await made.metric("headway_workers") == 1
+        await made.until_metric("headway_workers", (1.0).__eq__)
         assert await made.metric("model_predictions_total") == 20
         (tmp_path / "unready-1").unlink()
         await made.replaced(1, before)
@@ -186,10 +192,7 @@ async def test_a_failed_start_later_is_tried_again(tmp_path: Path) -> None:
         before = made.hear("listens-1")
         made.say("exit-1", "1")
         os.kill(int(str(before)), signal.SIGKILL)
-        await asyncio.sleep(0)
-        async with asyncio.timeout(30):
-            while (await made.metric("headway_worker_restarts_total", reason="exited") or 0) < 2:
-                await asyncio.sleep(0.01)
+        await made.until_metric("headway_worker_restarts_total", (2.0).__le__, reason="exited")
         (tmp_path / "exit-1").unlink()
         await made.replaced(1, before)
         await made.until_ready()
