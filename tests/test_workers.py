@@ -126,6 +126,14 @@ def test_both_answer_and_each_has_the_numbers_of_both(pair: Server, clients: lis
     assert pair.metric("headway_worker_restarts_total") == 0
 
 
+def test_ctrl_c_is_the_supervisors_affair(pair: Server) -> None:
+    """A terminal sends it to all; the workers would each drain before readiness had gone in every one of them."""
+    for worker in workers(pair):
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        assert blocked & 1 << signal.SIGINT - 1
+
+
 def test_both_answer_over_grpc(pair: Server) -> None:
     """The second port is shared like the first."""
     tensor = pb.ModelInferRequest.InferInputTensor(

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import socket
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -52,6 +53,7 @@ class Forkserver:
 
         Ctrl-C is the supervisor's affair: it and what is forked from it inherit this thread's blocked signals.
         """
+        resource_tracker.ensure_running()  # before: starting it would unblock them
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             first = self._context.Process(target=int)
