@@ -247,6 +247,7 @@ def _manager(
         required=entry.readiness_waits,
         on_demand=entry.on_demand,
         room=fleet.room,
+        turns=fleet.turns,
         remember=lambda version: cache.remember(uri, version),
     )
 
@@ -317,6 +318,7 @@ def _scrape(metrics: Metrics, fleet: Fleet) -> bytes:
             metrics.loaded.labels(name, number).set(number in ready)
             if servable.batcher is not None:
                 metrics.queue_depth.labels(name, number).set(servable.batcher.depth)
+                metrics.target_rows.labels(name, number).set(servable.batcher.most)
             if servable.cache is not None:
                 metrics.cache_bytes.labels(name, number).set(servable.cache.bytes)
     return metrics.exposition()
