@@ -55,7 +55,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--trees", type=int, default=100, help="of the forest: what a batch costs")
+    parser.add_argument("--trees", type=int, default=500, help="of the forest: what a batch costs")
     parser.add_argument("--isolation", default="process", help="where the forest computes: process, or none")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
         "--capacity", type=float, help="requests per second; unsaid, what 128 clients in a closed loop get"
     )
     parser.add_argument("--times", default="0.8,1,1.2,3", help="loads, in capacities")
-    parser.add_argument("--server-cores", default="0")
+    parser.add_argument("--server-cores", default="0,1")
     parser.add_argument("--load-core", type=int, default=1)
     parser.add_argument("--port", type=int, default=18280)
     return parser.parse_args()

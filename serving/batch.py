@@ -16,7 +16,7 @@ from serving.runtimes.base import Outputs, Runtime, Want
 log = logging.getLogger("headway.batching")
 
 Arrays = tuple[np.ndarray, ...]
-_GONE = DeadlineExceeded("The request's deadline passed before the model answered.")
+TOO_LATE = "The request's deadline passed before the model answered."
 #: Hears what became of a request: its outputs or why there are none, and the seconds its batch took in the runtime.
 Done = Callable[["Outputs | Exception", float], None]
 
@@ -87,7 +87,7 @@ def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Except
     except ServingError as error:  # no row is to blame: a wrong number of outputs, or the version's process is gone
         log.error("batch failed: %s", error)
         return [error] * len(slices)
-    except Exception as error:  # noqa: BLE001  the batch: a model may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the batch: a model may raise anything, and call exit()
         if len(slices) == 1:
             failed = ModelFailed(f"the model raised {type(error).__name__}")
             failed.__cause__ = error  # whoever answers the request logs both, under the request's id
@@ -107,7 +107,7 @@ def _attempt_parts(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | 
         (every,) = groups.values()
         half = (len(every) + 1) // 2
         groups = {0: every[:half], 1: every[half:]}
-    results: list[Outputs | Exception] = [_GONE] * len(slices)
+    results: list[Outputs | Exception] = [DeadlineExceeded(TOO_LATE) for _ in slices]
     for group in filter(None, groups.values()):
         for at, result in zip(group, _attempt(runtime, [slices[at] for at in group]), strict=True):
             results[at] = result

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from serving.admission import Admission, BatchingLimits
-from serving.batch import Arrays, Done, Item, Slice, compute, rows_of
+from serving.batch import TOO_LATE, Arrays, Done, Item, Slice, compute, rows_of
 from serving.errors import DeadlineExceeded, NotReady
 from serving.outbox import OUTBOX
 from serving.runtimes.base import Outputs, Runtime, Want
@@ -143,8 +143,7 @@ class Batcher:
     def close(self) -> None:
         """Fails every waiter and releases the runtime; batches that are running end unheard."""
         self._runtime = None
-        for item in self._queue.clear():
-            self._settle(item, NotReady("The server is shutting this version down; ask again."))
+        self.fail_waiting(NotReady("The server is shutting this version down; ask again."))
         for task in self._tasks:
             task.cancel()
         for handle in (self._held, self._expiry):
@@ -204,7 +203,7 @@ class Batcher:
         self._expiry, self._expires = None, math.inf
         now = time.monotonic()
         for item in [i for i in self._waiting if i.deadline is not None and i.deadline <= now]:
-            self._settle(item, DeadlineExceeded("The request's deadline passed before the model answered."))
+            self._settle(item, DeadlineExceeded(TOO_LATE))
         later = min((i.deadline for i in self._waiting if i.deadline is not None), default=None)
         if later is not None and later < self._expires:
             self._expire_at(later)
@@ -246,13 +245,12 @@ class Batcher:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(self._limits.concurrency, "headway-predict")
         loop = asyncio.get_running_loop()
+        results: list[Outputs | Exception]
         alarm = loop.call_later(self._hang_seconds, self._overdue, self._hang_seconds)
         try:
             results, seconds = await loop.run_in_executor(self._thread, compute, self._runtime, slices)
-        except (asyncio.CancelledError, RuntimeError):
-            for piece in slices:
-                self._settle(piece.item, NotReady("The server is shutting this version down; ask again."))
-            raise
+        except RuntimeError:  # the machine has no thread to give
+            results, seconds = [NotReady("The server has no thread for the model; ask again.") for _ in slices], 0.0
         finally:
             alarm.cancel()
         self._finish(slices, results, seconds, began)

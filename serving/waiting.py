@@ -53,14 +53,8 @@ class Waiting:
             self.depth -= item.rows - item.taken
             item.taken = item.rows
             if self.depth == 0:
-                self.clear()
-
-    def clear(self) -> list[Item]:
-        """Everybody leaves."""
-        everybody = [*self._high, *self._normal, *self._low]
-        for line in (self._high, self._normal, self._low):
-            line.clear()
-        return everybody
+                for line in (self._high, self._normal, self._low):
+                    line.clear()
 
     def first(self) -> float:
         """When the first of those who wait arrived, in monotonic seconds."""

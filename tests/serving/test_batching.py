@@ -1,6 +1,7 @@
 """The batcher: exactly one's own rows, in bounds, and nobody harmed by a neighbour."""
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -187,6 +188,23 @@ async def test_a_poison_row_fails_alone(cost_ms: float) -> None:
     b.close()
 
 
+@pytest.mark.parametrize("cost_ms", [THREADED, INLINE])
+async def test_a_model_that_calls_exit_ends_nothing(cost_ms: float) -> None:
+    """Neither the server nor the version: it fails its request as any other error does."""
+
+    class Leaver(Doubler):
+        def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
+            if arrays[0][0, 0] < 0:
+                sys.exit(3)
+            return super().predict(arrays, rows, want)
+
+    b = batcher(Leaver(), cost_ms)
+    with pytest.raises(ModelFailed):
+        await ask(b, [-1.0])
+    assert await ask(b, [1.0]) == [2.0]
+    b.close()
+
+
 async def test_too_few_outputs_fail_the_whole_batch_loudly() -> None:
     """Nobody may get somebody else's rows."""
     b = batcher(Doubler(answers=1), INLINE)
@@ -210,6 +228,18 @@ async def test_close_fails_the_waiters() -> None:
     with pytest.raises(NotReady):
         await ask(b, [1.0])
     runtime.gate.set()
+
+
+async def test_close_fails_who_is_in_a_batch_that_has_not_begun() -> None:
+    """The batch is on its way to its thread: nobody is left without an answer."""
+    runtime, heard = Doubler(), list[object]()
+    b = batcher(runtime)
+    b.submit((np.array([[1.0]]),), 1, Want.LABELS, None, lambda result, _: heard.append(result))
+    b.turn()
+    b.close()
+    assert [type(result) for result in heard] == [NotReady]
+    await asyncio.sleep(0.01)
+    assert runtime.batches == []
 
 
 async def test_a_runtime_that_must_not_block_the_loop_never_runs_on_it() -> None:
