@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic
 
 from monitoring.logs import request_id
+from monitoring.metrics import Bound
 from serving.batch import Arrays, Item
 from serving.batching import Batcher
 from serving.calls import Answer, Call, Decoded, Out, Reply, Request
@@ -33,12 +34,14 @@ _WANT = {"auto": Want.LABELS, "labels": Want.LABELS, "probabilities": Want.PROBA
 class Flight(Generic[Out]):
     """Answers one request of a model that exists. `done` hears the end, once; after `cancel`, never."""
 
-    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_call", "_deadline", "_decoded", "_done", "_found", "_item",
-                 "_loaded", "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task", "_wait")  # fmt: skip
+    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_bound", "_call", "_deadline", "_decoded", "_done",
+                 "_found", "_item", "_loaded", "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task",
+                 "_wait")  # fmt: skip
 
     _loaded: Loaded
     _batcher: Batcher
     _began: float
+    _bound: Bound
     _at_features: float
     _at_predict: float
     _decoded: Decoded
@@ -104,7 +107,8 @@ class Flight(Generic[Out]):
         """Leases a version, decodes for it, and queues what is complete."""
         call = self._call
         self._servable = servable = self._manager.hold(call.version, call.label)
-        self._plane.metrics.bound(call.model, servable.version.version).predictions.inc()
+        self._bound = self._plane.metrics.bound(call.model, servable.version.version)
+        self._bound.predictions.inc()
         self._loaded, self._batcher = servable.ready
         self._began = _clock()
         self._deadline = deadline_of(call, self._loaded)
@@ -127,7 +131,8 @@ class Flight(Generic[Out]):
 
     def _queue(self, arrays: Arrays, want: Want) -> None:
         assert self._servable is not None
-        cache, rows, priority = self._servable.cache, self._decoded.partial.rows, self._decoded.priority
+        cache, decoded = self._servable.cache, self._decoded
+        rows, priority = decoded.partial.rows, decoded.priority
         if cache is None:
             self._item = self._batcher.submit(arrays, rows, want, self._deadline, self._computed, priority)
             return
@@ -159,7 +164,7 @@ class Flight(Generic[Out]):
         per_instance = loaded.configuration.per_instance if decoded.per_instance is None else decoded.per_instance
         answer = Answer(call.model, servable.version, loaded, outputs, self._output, per_instance)
         payload = self._request.encode(answer)
-        bound = self._plane.metrics.bound(call.model, servable.version.version)
+        bound = self._bound
         if seconds is not None:
             bound.latency.observe(seconds)
         bound.rows.inc(outputs.rows)
