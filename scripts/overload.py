@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import psutil
@@ -29,9 +30,11 @@ import requests
 import uvloop
 from mlflow.models import infer_signature
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from scripts.bench import save_model, write_load
-from scripts.demo.machines import EXAMPLE, simulate
+from scripts.demo.machines import EXAMPLE, Histories, simulate
 from scripts.open_loop import Heard, OpenLoop
 
 BESIDE_RATE = 20.0
@@ -42,9 +45,10 @@ def main() -> None:
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        save_model(home / "other")
-        _save_forest(home / "forest", args.trees)
-        script = write_load(home, 1)
+        histories = simulate(120, 20)
+        _save(home / "other", make_pipeline(StandardScaler(), LogisticRegression()), histories)
+        _save(home / "forest", RandomForestClassifier(args.trees, random_state=0), histories)
+        script = _write_load(home / "post.lua")
         with _started(home, args) as server:
             os.sched_setaffinity(0, {args.load_core})
             capacity = args.capacity or statistics.median(_capacity(script, args) for _ in range(3))
@@ -69,14 +73,21 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _save_forest(folder: Path, trees: int) -> None:
-    histories = simulate(120, 20)
-    forest = RandomForestClassifier(trees, random_state=0).fit(histories.x.to_numpy(), histories.y)
-    signature = infer_signature(histories.x, histories.y[:10])
+def _save(folder: Path, model: Any, histories: Histories) -> None:
     kept = {"serialization_format": "skops", "skops_trusted_types": ["sklearn.tree._tree.Tree"]}
+    signature = infer_signature(histories.x, histories.y[:10])
+    model.fit(histories.x.to_numpy(), histories.y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mlflow.sklearn.save_model(forest, str(folder), signature=signature, pip_requirements=["scikit-learn"], **kept)
+        mlflow.sklearn.save_model(model, str(folder), signature=signature, pip_requirements=["scikit-learn"], **kept)
+
+
+def _write_load(script: Path) -> Path:
+    """wrk's script: one POST, always the same."""
+    body = json.dumps({"instances": [list(EXAMPLE)]})
+    head = 'wrk.headers["Content-Type"] = "application/json"'
+    script.write_text(f"wrk.method = \"POST\"\nwrk.body = '{body}'\n{head}\n")
+    return script
 
 
 @contextlib.contextmanager

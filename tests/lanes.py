@@ -20,8 +20,8 @@ from uvicorn.server import ServerState
 from monitoring.metrics import Metrics
 from registry.mlmodel import Column, Signature
 from registry.versions import ModelVersion
+from serving.admission import BatchingLimits
 from serving.app import Recorder
-from serving.batching import BatchingLimits
 from serving.configuration import Configuration
 from serving.dataplane import DataPlane
 from serving.errors import REASONS

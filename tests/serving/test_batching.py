@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from serving.batching import Batcher, BatchingLimits
+from serving.admission import BatchingLimits
+from serving.batching import Batcher
 from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.turns import Turns
