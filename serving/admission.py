@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from serving.errors import QueueFull
 from serving.waiting import HIGH, LOW, NORMAL, Priority
 
-#: What does not fit in the next batch must be expected to be answered in this share of the time that it has.
-IN_TIME = 0.6
+#: What does not fit in the next batch must be expected to be answered in this share of its time; once somebody was too late,
+#: in that one, until the queue has been empty.
+TRUST, CAUTION = 0.85, 0.6
 #: What the newest batch weighs in the pace.
 NEWEST = 0.2
 
@@ -32,13 +33,22 @@ class BatchingLimits:
 class Admission:
     """The door of one queue. It knows the pace of the runtime: how long a full batch takes, from start to last answer."""
 
-    __slots__ = ("_bounds", "_concurrency", "_full_seconds", "_most")
+    __slots__ = ("_bounds", "_concurrency", "_full_seconds", "_most", "_share")
 
     def __init__(self, limits: BatchingLimits, most: int, full_seconds: float) -> None:
         """`full_seconds` is what a batch of `most` rows took at warm-up."""
         watermark = limits.max_queue * limits.high_watermark
         self._bounds = {HIGH: limits.max_queue, NORMAL: watermark, LOW: watermark / 2}
         self._concurrency, self._most, self._full_seconds = limits.concurrency, most, full_seconds
+        self._share = TRUST
+
+    def late(self) -> None:
+        """Somebody who was taken in was not answered in time: others are taken in with caution from now on."""
+        self._share = CAUTION
+
+    def rested(self) -> None:
+        """Nobody waits any more."""
+        self._share = TRUST
 
     def ran(self, rows: int, seconds: float, most: int) -> None:
         """A batch took so long, and the next may have `most` rows. A full one takes at least as long as one that is not, and
@@ -63,7 +73,7 @@ class Admission:
         if deadline is None or priority is HIGH or depth + rows <= self._most:
             return
         seconds = self._seconds(depth + rows) + self._full_seconds  # the batch that runs now has to end first
-        if seconds > IN_TIME * (deadline - time.monotonic()):
+        if seconds > self._share * (deadline - time.monotonic()):
             raise self._shed("The model's queue is longer than the request has time for; try again later.", depth)
 
     def _seconds(self, rows: int) -> float:

@@ -189,6 +189,7 @@ class Batcher:
             log.error("an answer could not be given", exc_info=error)  # and its neighbours still get theirs
 
     def _too_late(self, item: Item) -> None:
+        self._admission.late()
         self._settle(item, DeadlineExceeded("The request's deadline passed before the model could run."))
 
     def _expire_at(self, deadline: float) -> None:
@@ -203,6 +204,7 @@ class Batcher:
         self._expiry, self._expires = None, math.inf
         now = time.monotonic()
         for item in [i for i in self._waiting if i.deadline is not None and i.deadline <= now]:
+            self._admission.late()
             self._settle(item, DeadlineExceeded(TOO_LATE))
         later = min((i.deadline for i in self._waiting if i.deadline is not None), default=None)
         if later is not None and later < self._expires:
@@ -269,6 +271,8 @@ class Batcher:
             self._place(seconds)
         if self._queue.depth:
             self._schedule(self._queue.first())
+        else:
+            self._admission.rested()
 
     def _deliver(self, piece: Slice, result: Outputs | Exception, seconds: float) -> None:
         item = piece.item

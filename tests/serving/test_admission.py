@@ -37,10 +37,10 @@ def test_low_is_shed_first_and_high_last(priority: Priority, depth: int, rows: i
 @pytest.mark.parametrize(
     ("depth", "seconds", "concurrency", "fits"),
     [
-        (32, 3.5, 1, True),  # the batch that runs, the next, and its own have 60 % of the time
-        (32, 3.3, 1, False),
+        (32, 2.5, 1, True),  # the batch that runs, and the rows before it with its own, have 85 % of the time
+        (32, 2.3, 1, False),
         (31, 0.1, 1, True),  # the next batch has room
-        (32 * 7, 20, 1, True), (32 * 7, 10, 1, False), (32 * 7, 10, 4, True), (0, 0.1, 1, True),
+        (32 * 7, 10, 1, True), (32 * 7, 9, 1, False), (32 * 7, 9, 4, True), (0, 0.1, 1, True),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_in_time_is_shed_at_once(
@@ -51,6 +51,16 @@ def test_what_cannot_be_answered_in_time_is_shed_at_once(
     assert admitted(admission, depth, 1, seconds) is fits
     assert admitted(admission, depth, 1, seconds, HIGH)
     assert admitted(admission, depth, 1, None)
+
+
+def test_one_that_was_late_makes_cautious() -> None:
+    """Then 60 % of the time must do, until the queue has been empty."""
+    admission = Admission(BatchingLimits(), 32, 1.0)
+    admission.late()
+    assert not admitted(admission, 32, 1, 3.3)
+    assert admitted(admission, 32, 1, 3.5)
+    admission.rested()
+    assert admitted(admission, 32, 1, 2.5)
 
 
 def test_the_pace_follows_full_batches() -> None:
