@@ -1,6 +1,6 @@
 # An index of commands; each works without make.
 .DEFAULT_GOAL := help
-.PHONY: coverage lane bench slow soak many help setup quickstart test unit lint format types imports serve clean
+.PHONY: coverage lane bench overload slow soak many help setup quickstart test unit lint format types imports serve clean
 
 PYTHON := .venv/bin/python
 
@@ -36,6 +36,9 @@ lane: ## two hundred thousand mixed, partly abandoned requests: nobody is answer
 
 bench: ## beside KServe's SDK, mlflow, Ray Serve and a bare protocol (an hour; ARGS="--peers all" for more); needs wrk
 	$(PYTHON) -m scripts.bench $(ARGS)
+
+overload: ## three times the capacity: what is answered, what is shed, who else feels it; needs wrk
+	$(PYTHON) -m scripts.overload
 
 lint: ## ruff: rules and format
 	$(PYTHON) -m ruff check .

@@ -21,6 +21,7 @@ CUMULATIVE = ("counter", "histogram", "summary")
 GAUGES: dict[str, Rule] = {
     "model_loaded": min,
     "inference_queue_depth": operator.add,
+    "headway_batch_target_rows": min,
     "headway_servables_alive": operator.add,
     "headway_registry_staleness_seconds": max,
     "headway_feature_circuit": max,

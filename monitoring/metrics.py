@@ -67,6 +67,7 @@ class Metrics:
             "inference_batch_latency_seconds", "Runtime of a batch", VERSION, buckets=SECONDS, registry=r
         )
         self.queue_depth = Gauge("inference_queue_depth", "Rows that wait for the runtime", VERSION, registry=r)
+        self.target_rows = Gauge("headway_batch_target_rows", "Rows that a batch may have now", VERSION, registry=r)
         self.rejections = Counter("inference_queue_rejections", "Requests shed at the watermark", VERSION, registry=r)
         self.timeouts = Counter("inference_request_timeouts", "Requests past their deadline", VERSION, registry=r)
         self.rows = Counter("headway_rows", "Rows answered", VERSION, registry=r)
@@ -143,7 +144,7 @@ class Metrics:
 
     def unloaded(self, model: str, version: str) -> None:
         """Drops the gauges of a version that is gone."""
-        for gauge in (self.loaded, self.queue_depth, self.cache_bytes):
+        for gauge in (self.loaded, self.queue_depth, self.target_rows, self.cache_bytes):
             _remove(gauge, (model, version))
 
     def forget_model(self, model: str) -> None:

@@ -269,6 +269,7 @@ def _manager(
         required=entry.readiness_waits,
         on_demand=entry.on_demand,
         room=fleet.room,
+        turns=fleet.turns,
         remember=lambda version: cache.remember(uri, version),
     )
 

@@ -6,15 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 
-from serving.errors import ModelFailed, ServingError
+from serving.errors import DeadlineExceeded, ModelFailed, ServingError
 from serving.runtimes.base import Outputs, Runtime, Want
 
 log = logging.getLogger("headway.batching")
 
 Arrays = tuple[np.ndarray, ...]
+TOO_LATE = "The request's deadline passed before the model answered."
 #: Hears what became of a request: its outputs or why there are none, and the seconds its batch took in the runtime.
 Done = Callable[["Outputs | Exception", float], None]
 
@@ -29,8 +31,20 @@ class Item:
     deadline: float | None
     enqueued: float
     done: Done | None
+    priority: IntEnum
     taken: int = 0
-    parts: list[Outputs] = field(default_factory=list)
+    answered: int = 0
+    parts: list[tuple[int, Outputs]] = field(default_factory=list)
+
+    def join(self, start: int, outputs: Outputs) -> Outputs | None:
+        """Adds the outputs of the rows from `start`; all of them once they are complete, in whatever order they came."""
+        if outputs.rows == self.rows:
+            return outputs
+        self.parts.append((start, outputs))
+        self.answered += outputs.rows
+        if self.answered < self.rows:
+            return None
+        return Outputs.join([part for _, part in sorted(self.parts, key=lambda part: part[0])])
 
     def cut(self, start: int, stop: int) -> Arrays:
         """The rows from `start` to before `stop`."""
@@ -48,6 +62,11 @@ class Slice:
     stop: int
 
 
+def rows_of(slices: Sequence[Slice]) -> int:
+    """How many rows they are together."""
+    return sum([piece.stop - piece.start for piece in slices])
+
+
 def compute(runtime: Runtime, slices: Sequence[Slice]) -> tuple[list[Outputs | Exception], float]:
     """Runs one batch; returns one result per slice and the seconds that it took."""
     began = time.perf_counter()
@@ -57,10 +76,10 @@ def compute(runtime: Runtime, slices: Sequence[Slice]) -> tuple[list[Outputs | E
 
 def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:
     """One call for all; if it raises, each half on its own, so that a poison row fails alone (about 2·log2 calls)."""
-    rows = sum(s.stop - s.start for s in slices)
-    want = Want.NONE
-    for wish in {piece.item.want for piece in slices}:  # a handful of different ones: joining flags is dear
-        want |= wish
+    rows, want = rows_of(slices), slices[0].item.want
+    for piece in slices:
+        if piece.item.want is not want:  # joining flags is dear
+            want |= piece.item.want
     try:
         outputs = runtime.predict(_merge(slices), rows, want)
         if outputs.rows != rows or not outputs.consistent():
@@ -68,14 +87,31 @@ def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Except
     except ServingError as error:  # no row is to blame: a wrong number of outputs, or the version's process is gone
         log.error("batch failed: %s", error)
         return [error] * len(slices)
-    except Exception as error:  # noqa: BLE001  the batch: a model may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  the batch: a model may raise anything, and call exit()
         if len(slices) == 1:
             failed = ModelFailed(f"the model raised {type(error).__name__}")
             failed.__cause__ = error  # whoever answers the request logs both, under the request's id
             return [failed]
-        half = len(slices) // 2
-        return _attempt(runtime, slices[:half]) + _attempt(runtime, slices[half:])
+        return _attempt_parts(runtime, slices)
     return _split(outputs, slices)
+
+
+def _attempt_parts(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:
+    """What cannot stand in one array goes apart, else a half each. Who has gone meanwhile does not: so deadlines bound it."""
+    now = time.monotonic()
+    groups: dict[object, list[int]] = {}
+    for at, piece in enumerate(slices):
+        if piece.item.done is not None and (piece.item.deadline is None or piece.item.deadline > now):
+            groups.setdefault(tuple(a.shape[1:] for a in piece.item.arrays), []).append(at)
+    if len(groups) == 1:
+        (every,) = groups.values()
+        half = (len(every) + 1) // 2
+        groups = {0: every[:half], 1: every[half:]}
+    results: list[Outputs | Exception] = [DeadlineExceeded(TOO_LATE) for _ in slices]
+    for group in filter(None, groups.values()):
+        for at, result in zip(group, _attempt(runtime, [slices[at] for at in group]), strict=True):
+            results[at] = result
+    return results
 
 
 def _merge(slices: Sequence[Slice]) -> Arrays:

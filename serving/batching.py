@@ -8,30 +8,23 @@ runs in chunks of `max_rows` and is answered whole.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-from serving.batch import Arrays, Done, Item, Slice, compute
-from serving.errors import DeadlineExceeded, NotReady, QueueFull
+from serving.admission import Admission, BatchingLimits
+from serving.batch import TOO_LATE, Arrays, Done, Item, Slice, compute, rows_of
+from serving.errors import DeadlineExceeded, NotReady
 from serving.outbox import OUTBOX
 from serving.runtimes.base import Outputs, Runtime, Want
+from serving.sizing import Cost
+from serving.turns import Turns
+from serving.waiting import NORMAL, Priority, Waiting
 
+log = logging.getLogger("headway.batching")
 LATE_SECONDS = 0.001  # the loop counts in milliseconds, and must not ring before the time has come
-
-
-@dataclass(frozen=True, slots=True)
-class BatchingLimits:
-    """Bounds of one batcher; rows, milliseconds and a share of `max_queue`."""
-
-    max_rows: int = 32
-    max_wait_ms: float = 0.0
-    max_queue: int = 2000
-    high_watermark: float = 0.8
-    inline_below_ms: float = 1.0
 
 
 Observe = Callable[[int, int, float], None]
@@ -40,10 +33,11 @@ Observe = Callable[[int, int, float], None]
 class Batcher:
     """Queues requests for one runtime and runs them in batches. All methods belong to the event loop's thread.
 
-    `cost_ms` is the measured time of one full batch: below `inline_below_ms` the runtime is called on the loop,
-    else in a thread of the version's own; `inline=False` forbids the loop at any cost (a runtime that waits for another
-    process). `observe(requests, rows, seconds)` is called once per batch, `overdue(seconds)` for one that has run for
-    `hang_seconds` without an end: a thread cannot be stopped, but it can be told of.
+    `cost_ms` is the measured time of one full batch: below `inline_below_ms` the runtime is called on the loop, in `turns`
+    with others, else in threads of the version's own, `concurrency` of them; so is one that becomes dear later, until it is
+    cheap again. `inline=False` forbids the loop at any cost (a runtime that waits for another process).
+    `observe(requests, rows, seconds)` is called once per batch, `overdue(seconds)` for one that has run for `hang_seconds`
+    without an end: a thread cannot be stopped, but it can be told of.
     """
 
     def __init__(
@@ -56,23 +50,38 @@ class Batcher:
         inline: bool = True,
         hang_seconds: float = 60.0,
         overdue: Callable[[float], None] = lambda seconds: None,
+        turns: Turns | None = None,
     ) -> None:
         self._runtime: Runtime | None = runtime
         self._limits = limits
         self._observe = observe
-        inline = inline and cost_ms < limits.inline_below_ms
-        self._thread = None if inline else ThreadPoolExecutor(1, "headway-predict")
+        self._may_inline = inline and limits.concurrency == 1 and cost_ms < limits.inline_below_ms
+        self._on_loop = self._may_inline
+        self._average, self._bound = 0.0, limits.inline_below_ms / 1000
+        self._turns = turns or Turns()
+        self.used = 0.0
+        self._thread: ThreadPoolExecutor | None = None
         self._hang_seconds, self._overdue = hang_seconds, overdue
-        self._queue: deque[Item] = deque()
+        self._queue = Waiting(self._too_late)
         self._waiting: set[Item] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._expires = math.inf
-        self._running: set[asyncio.Task[None]] = set()
-        self._soon: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled, self._asked = False, 0.0
         self._held: asyncio.TimerHandle | None = None
-        self._seconds_per_row = cost_ms / 1000 / limits.max_rows
-        self._busy = False
-        self.depth = 0
+        self._cost = Cost() if limits.target_latency_ms is not None else None
+        #: rows that a batch may have now
+        self.most = limits.max_rows
+        if self._cost is not None:
+            self._learn(self._cost, limits.max_rows, cost_ms / 1000)
+        self._admission = Admission(limits, self.most, cost_ms / 1000 / limits.max_rows * self.most)
+        #: batches in the runtime now
+        self.running = 0
+
+    @property
+    def depth(self) -> int:
+        """Rows that wait."""
+        return self._queue.depth
 
     async def predict(self, arrays: Arrays, rows: int, want: Want, deadline: float | None) -> tuple[Outputs, float]:
         """What `submit` promises, awaited: the outputs, and the seconds that their batch took in the runtime."""
@@ -92,25 +101,33 @@ class Batcher:
         finally:
             self.cancel(item)
 
-    def submit(self, arrays: Arrays, rows: int, want: Want, deadline: float | None, done: Done) -> Item:
+    def submit(
+        self, arrays: Arrays, rows: int, want: Want, deadline: float | None, done: Done, priority: Priority = NORMAL
+    ) -> Item:
         """Queues rows; `done` hears the outputs for exactly these, in order, or ModelFailed, DeadlineExceeded, NotReady.
 
         `deadline` is monotonic time, None for none. Raises QueueFull, DeadlineExceeded or NotReady, and calls nobody then.
         """
         if self._runtime is None:
             raise NotReady("This version is no longer loaded; ask again.")
-        self._admit(rows)
-        item = Item(arrays, rows, want, deadline, time.monotonic(), done)
+        if self._queue.depth > 0:
+            self._admission.check(self._queue.depth, rows, deadline, priority)
+        item = Item(arrays, rows, want, deadline, time.monotonic(), done, priority)
         if deadline is not None:
             if deadline <= item.enqueued:
                 raise DeadlineExceeded("The request's deadline had passed before the model could run.")
             if deadline < self._expires:
                 self._expire_at(deadline)
-        self._queue.append(item)
+        self._queue.add(item)
         self._waiting.add(item)
-        self.depth += rows
-        self._schedule(item.enqueued)
+        if not self._scheduled:
+            self._schedule(item.enqueued)
         return item
+
+    def knock(self, deadline: float | None) -> None:
+        """Raises QueueFull if not one row of normal priority would be taken in: nothing need be decoded then."""
+        if self._queue.depth > 0:
+            self._admission.check(self._queue.depth, 1, deadline, NORMAL)
 
     def extend(self, item: Item, deadline: float | None) -> None:
         """Somebody else waits for the item too, until `deadline`."""
@@ -121,18 +138,15 @@ class Batcher:
         """Nobody waits for the item any more: it holds no place, and what is not computed yet never will be."""
         item.done = None
         self._waiting.discard(item)
-        self.depth -= item.rows - item.taken
-        item.taken = item.rows
+        self._queue.drop(item)
 
     def close(self) -> None:
-        """Fails every waiter and releases the runtime; a batch that is running ends unheard."""
-        for item in list(self._queue):
-            self._settle(item, NotReady("The server is shutting this version down; ask again."))
-        for task in self._running:
-            task.cancel()
-        self._queue.clear()
+        """Fails every waiter and releases the runtime; batches that are running end unheard."""
         self._runtime = None
-        for handle in (self._soon, self._held, self._expiry):
+        self.fail_waiting(NotReady("The server is shutting this version down; ask again."))
+        for task in self._tasks:
+            task.cancel()
+        for handle in (self._held, self._expiry):
             if handle is not None:
                 handle.cancel()
         if self._thread:
@@ -143,18 +157,40 @@ class Batcher:
         for item in list(self._waiting):
             self._settle(item, error)
 
-    def _admit(self, rows: int) -> None:
-        limits = self._limits
-        over = self.depth + rows > limits.max_queue * limits.high_watermark
-        if over and self.depth > 0:
-            seconds = max(1, math.ceil(self.depth * self._seconds_per_row))
-            raise QueueFull("The model's queue is over its high watermark; try again later.", seconds)
+    def turn(self) -> None:
+        """Runs a batch, if there are rows and the runtime is free."""
+        self._scheduled = False
+        if self._runtime is None or self.running >= self._limits.concurrency:
+            return
+        began = self._asked
+        slices = self._queue.take(self.most, time.monotonic())
+        if not slices:
+            return
+        self.running += 1
+        if self._on_loop:
+            self._run_inline(slices, began)
+            return
+        task = asyncio.get_running_loop().create_task(self._run_threaded(slices, began))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self._queue.depth:
+            self._schedule(self._queue.first())
 
     def _settle(self, item: Item, result: Outputs | Exception, seconds: float = 0.0) -> None:
         done = item.done
-        self.cancel(item)
-        if done is not None:
+        item.done = None
+        self._waiting.discard(item)
+        self._queue.drop(item)
+        if done is None:
+            return
+        try:
             done(result, seconds)
+        except Exception as error:
+            log.error("an answer could not be given", exc_info=error)  # and its neighbours still get theirs
+
+    def _too_late(self, item: Item) -> None:
+        self._admission.late()
+        self._settle(item, DeadlineExceeded("The request's deadline passed before the model could run."))
 
     def _expire_at(self, deadline: float) -> None:
         """One timer for all: it is set to the earliest deadline, and looks for the next one when it has rung."""
@@ -168,102 +204,95 @@ class Batcher:
         self._expiry, self._expires = None, math.inf
         now = time.monotonic()
         for item in [i for i in self._waiting if i.deadline is not None and i.deadline <= now]:
-            self._settle(item, DeadlineExceeded("The request's deadline passed before the model answered."))
+            self._admission.late()
+            self._settle(item, DeadlineExceeded(TOO_LATE))
         later = min((i.deadline for i in self._waiting if i.deadline is not None), default=None)
         if later is not None and later < self._expires:
             self._expire_at(later)
 
     def _schedule(self, since: float) -> None:
-        """Starts a batch in this tick, or holds it for `max_wait` from `since` while it is not full."""
-        if self._busy or self._soon is not None or not self._queue:
+        """Asks for a turn in this tick, or waits until `max_wait` from `since` while a batch is not full."""
+        if self.running >= self._limits.concurrency or self._scheduled:
             return
-        if self._limits.max_wait_ms > 0 and self.depth < self._limits.max_rows:
+        if self._limits.max_wait_ms > 0 and self._queue.depth < self.most:
             wait = self._limits.max_wait_ms / 1000 - (time.monotonic() - since)
             if wait > 0:
                 if self._held is None:
-                    self._held = asyncio.get_running_loop().call_later(wait, self._start)
+                    self._held = asyncio.get_running_loop().call_later(wait, self._go)
                 return
+        self._go()
+
+    def _go(self) -> None:
         if self._held is not None:
             self._held.cancel()  # it held a batch that has filled up meanwhile
             self._held = None
-        self._soon = asyncio.get_running_loop().call_soon(self._start)
-
-    def _start(self) -> None:
-        self._soon = self._held = None
-        if self._busy or self._runtime is None:
+        if self._scheduled:
             return
-        slices = self._take()
-        if not slices:
-            return
-        self._busy = True
-        if self._thread is None:
-            self._run_inline(slices)
+        self._scheduled, self._asked = True, time.monotonic()
+        if self._on_loop:
+            self._turns.ask(self)
         else:
-            task = asyncio.get_running_loop().create_task(self._run_threaded(slices))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            asyncio.get_running_loop().call_soon(self.turn)
 
-    def _take(self) -> list[Slice]:
-        """Rows for one batch, in order of arrival; whoever has left the queue, or is too late, is skipped."""
-        slices: list[Slice] = []
-        now = time.monotonic()
-        room = self._limits.max_rows
-        while self._queue and room > 0:
-            item = self._queue[0]
-            if item.deadline is not None and item.deadline <= now:
-                self._settle(item, DeadlineExceeded("The request's deadline passed before the model could run."))
-            count = min(room, item.rows - item.taken)
-            if count == 0:
-                self._queue.popleft()
-                continue
-            slices.append(Slice(item, item.taken, item.taken + count))
-            item.taken += count
-            room -= count
-            self.depth -= count
-            if item.taken == item.rows:
-                self._queue.popleft()
-        return slices
-
-    def _run_inline(self, slices: list[Slice]) -> None:
+    def _run_inline(self, slices: list[Slice], began: float) -> None:
         assert self._runtime is not None
         results, seconds = compute(self._runtime, slices)
         if seconds > self._hang_seconds:
             self._overdue(seconds)
-        self._finish(slices, results, seconds)
+        self.used += seconds
+        self._finish(slices, results, seconds, began)
 
-    async def _run_threaded(self, slices: list[Slice]) -> None:
-        assert self._thread is not None
+    async def _run_threaded(self, slices: list[Slice], began: float) -> None:
         assert self._runtime is not None
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(self._limits.concurrency, "headway-predict")
         loop = asyncio.get_running_loop()
+        results: list[Outputs | Exception]
         alarm = loop.call_later(self._hang_seconds, self._overdue, self._hang_seconds)
         try:
             results, seconds = await loop.run_in_executor(self._thread, compute, self._runtime, slices)
-        except (asyncio.CancelledError, RuntimeError):
-            for piece in slices:
-                self._settle(piece.item, NotReady("The server is shutting this version down; ask again."))
-            raise
+        except RuntimeError:  # the machine has no thread to give
+            results, seconds = [NotReady("The server has no thread for the model; ask again.") for _ in slices], 0.0
         finally:
             alarm.cancel()
-        self._finish(slices, results, seconds)
+        self._finish(slices, results, seconds, began)
 
-    def _finish(self, slices: list[Slice], results: list[Outputs | Exception], seconds: float) -> None:
-        self._busy = False
-        rows = sum(s.stop - s.start for s in slices)
-        self._seconds_per_row += 0.1 * (seconds / rows - self._seconds_per_row)
+    def _finish(self, slices: list[Slice], results: list[Outputs | Exception], seconds: float, began: float) -> None:
+        self.running -= 1
+        rows = rows_of(slices)
         self._observe(len(slices), rows, seconds)
         with OUTBOX:
             for piece, result in zip(slices, results, strict=True):
                 self._deliver(piece, result, seconds)
-        if self._queue:
-            self._schedule(self._queue[0].enqueued)
+        if self._cost is not None:
+            self._learn(self._cost, rows, seconds)
+        self._admission.ran(rows, time.monotonic() - began, self.most)
+        if self._may_inline:
+            self._place(seconds)
+        if self._queue.depth:
+            self._schedule(self._queue.first())
+        else:
+            self._admission.rested()
 
     def _deliver(self, piece: Slice, result: Outputs | Exception, seconds: float) -> None:
         item = piece.item
         if item.done is None:
             return
-        if isinstance(result, Exception) or (piece.start == 0 and piece.stop == item.rows):
-            self._settle(item, result, seconds)
-            return
-        item.parts.append(result)
-        if piece.stop == item.rows:
-            self._settle(item, Outputs.join(item.parts), seconds)
+        whole = result if isinstance(result, Exception) else item.join(piece.start, result)
+        if whole is not None:
+            self._settle(item, whole, seconds)
+
+    def _learn(self, cost: Cost, rows: int, seconds: float) -> None:
+        """Chooses the rows that keep a batch within its target."""
+        assert self._limits.target_latency_ms is not None
+        cost.add(rows, seconds)
+        self.most = cost.rows_within(self._limits.target_latency_ms / 1000, self._limits.max_rows)
+
+    def _place(self, seconds: float) -> None:
+        """A model that was cheap at warm-up leaves the loop when it has become dear, and comes back when it is cheap again."""
+        bound = self._bound
+        self._average += 0.1 * ((seconds if seconds < 10 * bound else 10 * bound) - self._average)
+        if self._on_loop:
+            self._on_loop = self._average <= 2 * bound
+        else:
+            self._on_loop = self._average < bound / 2

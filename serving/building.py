@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+from dataclasses import replace
 
 from features.errors import FeatureError
 from registry.errors import RegistryError
@@ -10,11 +12,22 @@ from serving.batching import Batcher
 from serving.loading import Loaded
 from serving.response_cache import ResponseCache
 from serving.servable import Servable, Watcher
+from serving.turns import Turns
+
+log = logging.getLogger("headway.lifecycle")
 
 
-def build_batcher(servable: Servable, loaded: Loaded, cost_ms: float, watcher: Watcher) -> Batcher:
-    """The batcher of a version that has been warmed; `cost_ms` is what a full batch took."""
+def build_batcher(
+    servable: Servable, loaded: Loaded, cost_ms: float, watcher: Watcher, turns: Turns | None = None
+) -> Batcher:
+    """The batcher of a version that has been warmed; `cost_ms` is what a full batch took. An engine that takes one call at a
+    time gets one, whatever the setting."""
     name, number = servable.model, servable.version.version
+    limits = loaded.configuration.limits
+    if limits.concurrency > 1 and not loaded.runtime.engine.parallel:
+        facts = {"model": name, "version": number, "engine": loaded.runtime.engine.name}
+        log.warning("batching.concurrency does not hold: this engine computes one batch at a time", extra=facts)
+        limits = replace(limits, concurrency=1)
 
     def observe(requests: int, rows: int, seconds: float) -> None:
         watcher.batch(name, number, requests, rows, seconds)
@@ -22,12 +35,13 @@ def build_batcher(servable: Servable, loaded: Loaded, cost_ms: float, watcher: W
     own = loaded.process is None  # else whoever hangs is ended, and that is counted
     return Batcher(
         loaded.runtime,
-        loaded.configuration.limits,
+        limits,
         cost_ms,
         observe,
         inline=own,
         hang_seconds=loaded.configuration.hang_seconds,
         overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
+        turns=turns,
     )
 
 

@@ -14,6 +14,7 @@ from registry.versions import ModelVersion
 from serving.decoding import Partial
 from serving.loading import Loaded
 from serving.runtimes.base import Outputs
+from serving.waiting import NORMAL, Priority
 
 Out_co = TypeVar("Out_co", covariant=True)
 Out = TypeVar("Out")
@@ -39,6 +40,7 @@ class Decoded:
     partial: Partial
     output: str | None = None
     per_instance: bool | None = None
+    priority: Priority = NORMAL
 
 
 @dataclass(slots=True)
@@ -71,6 +73,11 @@ class Request(Protocol[Out_co]):
 
     def decode(self, loaded: Loaded) -> Decoded:
         """Checks the request against the version's schema. Raises BadRequest."""
+        ...
+
+    @property
+    def may_hurry(self) -> bool:
+        """Whether it may ask for another priority than the normal one; cheap, and right unless it is False."""
         ...
 
     def encode(self, answer: Answer) -> Out_co:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from registry.errors import InvalidModel
 from registry.signatures import SignatureRule
-from serving.batching import BatchingLimits
+from serving.admission import BatchingLimits
 from serving.feature_policy import FeaturePolicies
 from serving.response_cache import CacheLimits
 

@@ -108,5 +108,6 @@ class Alone:
             metrics.loaded.labels(name, number).set(number in ready)
             if servable.batcher is not None:
                 metrics.queue_depth.labels(name, number).set(servable.batcher.depth)
+                metrics.target_rows.labels(name, number).set(servable.batcher.most)
             if servable.cache is not None:
                 metrics.cache_bytes.labels(name, number).set(servable.cache.bytes)

@@ -24,6 +24,7 @@ from serving.named import Finder
 from serving.poller import Poller
 from serving.schema import shown
 from serving.servable import Servable
+from serving.turns import Turns
 
 ANY = "any"
 #: A model on demand that could not be loaded is not tried again for those who do not ask: after so many seconds it sleeps.
@@ -78,6 +79,8 @@ class Fleet:
         self.seats, self._wait, self._finder = seats, wait_seconds, finder
         self._most_extras, self._give_up_after = most_extras, give_up
         self._memory = Memory(self, budget_bytes, resident)
+        #: of the models that are cheap enough for the loop
+        self.turns = Turns()
         self._herd: Herd | None = None
         #: who asks for the names of the herd
         self.herding: Poller | None = None

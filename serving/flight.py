@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic
 
 from monitoring.logs import request_id
+from monitoring.metrics import Bound
 from serving.batch import Arrays, Item
 from serving.batching import Batcher
 from serving.calls import Answer, Call, Decoded, Out, Reply, Request
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.manager import ModelManager
-from serving.response_cache import ResponseCache, Wait
+from serving.response_cache import Wait
 from serving.runtimes.base import Outputs, Want
 from serving.servable import Servable
 
@@ -33,15 +34,18 @@ _WANT = {"auto": Want.LABELS, "labels": Want.LABELS, "probabilities": Want.PROBA
 class Flight(Generic[Out]):
     """Answers one request of a model that exists. `done` hears the end, once; after `cancel`, never."""
 
-    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_call", "_decoded", "_done", "_found", "_item",
-                 "_loaded", "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task", "_wait")  # fmt: skip
+    __slots__ = ("_at_features", "_at_predict", "_batcher", "_began", "_bound", "_call", "_deadline", "_decoded", "_done",
+                 "_found", "_item", "_loaded", "_manager", "_note", "_output", "_plane", "_request", "_servable", "_task",
+                 "_wait")  # fmt: skip
 
     _loaded: Loaded
     _batcher: Batcher
     _began: float
+    _bound: Bound
     _at_features: float
     _at_predict: float
     _decoded: Decoded
+    _deadline: float | None
     _output: str
 
     def __init__(
@@ -103,9 +107,13 @@ class Flight(Generic[Out]):
         """Leases a version, decodes for it, and queues what is complete."""
         call = self._call
         self._servable = servable = self._manager.hold(call.version, call.label)
-        self._plane.metrics.bound(call.model, servable.version.version).predictions.inc()
+        self._bound = self._plane.metrics.bound(call.model, servable.version.version)
+        self._bound.predictions.inc()
         self._loaded, self._batcher = servable.ready
         self._began = _clock()
+        self._deadline = deadline_of(call, self._loaded)
+        if self._batcher.depth and servable.cache is None and not self._request.may_hurry:
+            self._batcher.knock(self._deadline)
         self._decoded = decoded = self._request.decode(self._loaded)
         self._output = decoded.output or self._loaded.configuration.output
         want = wanted(self._output, self._loaded)
@@ -116,21 +124,19 @@ class Flight(Generic[Out]):
             self._queue(decoded.partial.arrays, want)
 
     async def _complete(self, servable: Servable, want: Want) -> None:
-        deadline = _deadline(self._call, self._loaded)
-        arrays, self._note = await self._plane.complete(self._decoded.partial, self._loaded, servable, deadline)
+        partial = self._decoded.partial
+        arrays, self._note = await self._plane.complete(partial, self._loaded, servable, self._deadline)
         self._at_predict = _clock()
         self._queue(arrays, want)
 
     def _queue(self, arrays: Arrays, want: Want) -> None:
         assert self._servable is not None
-        deadline, cache = _deadline(self._call, self._loaded), self._servable.cache
+        cache, decoded = self._servable.cache, self._decoded
+        rows, priority = decoded.partial.rows, decoded.priority
         if cache is None:
-            self._item = self._batcher.submit(arrays, self._decoded.partial.rows, want, deadline, self._computed)
-        else:
-            self._ask(cache, arrays, want, deadline)
-
-    def _ask(self, cache: ResponseCache, arrays: Arrays, want: Want, deadline: float | None) -> None:
-        asked = cache.ask(arrays, self._decoded.partial.rows, want, deadline, self._computed)
+            self._item = self._batcher.submit(arrays, rows, want, self._deadline, self._computed, priority)
+            return
+        asked = cache.ask(arrays, rows, want, self._deadline, self._computed, priority)
         if isinstance(asked, Outputs):
             self._found = "hit"
             self._computed(asked, None)
@@ -158,7 +164,7 @@ class Flight(Generic[Out]):
         per_instance = loaded.configuration.per_instance if decoded.per_instance is None else decoded.per_instance
         answer = Answer(call.model, servable.version, loaded, outputs, self._output, per_instance)
         payload = self._request.encode(answer)
-        bound = self._plane.metrics.bound(call.model, servable.version.version)
+        bound = self._bound
         if seconds is not None:
             bound.latency.observe(seconds)
         bound.rows.inc(outputs.rows)
@@ -199,7 +205,8 @@ def wanted(output: str, loaded: Loaded) -> Want:
     return _AUTO if output == "auto" and classifier else _WANT[output]
 
 
-def _deadline(call: Call, loaded: Loaded) -> float | None:
+def deadline_of(call: Call, loaded: Loaded) -> float | None:
+    """When the answer is worth nothing any more: the operator's time, or less if the client says so."""
     seconds, wish = loaded.configuration.timeout, call.timeout
     if seconds is None or (wish is not None and wish < seconds):
         seconds = wish

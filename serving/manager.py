@@ -35,6 +35,7 @@ from serving.loading import Loaded, warm
 from serving.schema import shown
 from serving.servable import Room, Servable, Turn, VersionLoader, Watcher
 from serving.threads import in_thread
+from serving.turns import Turns
 
 log = logging.getLogger("headway.lifecycle")
 STUMBLED_SECONDS = 1.0
@@ -57,10 +58,11 @@ class ModelManager:
         required: bool = True,
         on_demand: bool = False,
         room: Room | None = None,
+        turns: Turns | None = None,
         remember: Callable[[ModelVersion], None] = lambda version: None,
     ) -> None:
         """`remember` notes the version that serves, for a start without the registry; it blocks. `room` is entered around
-        each load, and may refuse it. `on_demand` lets requests name versions that are not loaded; without `required` the
+        each load, and may refuse it. `turns` are for cheap models on the loop, shared with others. `on_demand` lets requests name versions that are not loaded; without `required` the
         model itself, too, comes when it is asked for."""
         self.name, self.uri, self.required, self.on_demand = name, uri, required, on_demand
         self.sleeps = on_demand and not required
@@ -74,6 +76,7 @@ class ModelManager:
         self.leaving: list[Servable] = []
         self.turn = Turn()
         self._loader, self._watcher, self._remember, self._room = loader, watcher, remember, room or _anywhere
+        self._turns = turns
         self._drain_seconds, self._load_seconds = drain_seconds, load_seconds
         self._wake = asyncio.Event()
         self.extras = Extras(self._wake.set)
@@ -290,7 +293,7 @@ class ModelManager:
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
                 cost_ms = await in_thread(lambda: warm(loaded))
-            servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher)
+            servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher, self._turns)
             servable.cache = build_cache(servable, self._watcher)
             servable.reason = None
             self._watch(servable, loaded)

@@ -6,9 +6,11 @@ written one after the other, find it awake: the same bytes for a tenth less of o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import TracebackType
 
+log = logging.getLogger("headway.batching")
 MOST = 64  # the first of a large batch do not wait for the encoding of the last
 
 
@@ -41,7 +43,10 @@ class Outbox:
     def _send(self) -> None:
         kept, self._kept = self._kept, []
         for send, data in kept:
-            send(data)
+            try:
+                send(data)
+            except Exception as error:
+                log.error("an answer could not be sent", exc_info=error)  # and its neighbours still get theirs
 
 
 #: There is one loop per process that answers requests.

@@ -21,6 +21,7 @@ from serving.batch import Arrays, Done, Item
 from serving.batching import LATE_SECONDS, Batcher
 from serving.errors import DeadlineExceeded, QueueFull
 from serving.runtimes.base import Outputs, Want
+from serving.waiting import NORMAL, Priority
 
 #: An answer that takes more than this part of the budget is not kept: it would push out too many others.
 LARGEST_SHARE = 8
@@ -177,7 +178,9 @@ class ResponseCache:
         """What the answers take now."""
         return self._store.bytes
 
-    def ask(self, arrays: Arrays, rows: int, want: Want, deadline: float | None, done: Done) -> Outputs | Wait:
+    def ask(
+        self, arrays: Arrays, rows: int, want: Want, deadline: float | None, done: Done, priority: Priority = NORMAL
+    ) -> Outputs | Wait:
         """The outputs, if they are known; else `done` hears them, or why there are none, as from `Batcher.submit`.
 
         Raises QueueFull, DeadlineExceeded or NotReady, and calls nobody then.
@@ -194,7 +197,7 @@ class ResponseCache:
         if work is not None:
             self._join(work, rows, deadline)
             return self._wait(Wait(self, work, rows, "hit", done), deadline, now)
-        work = self._begin(Work(key, want), arrays, rows, deadline)
+        work = self._begin(Work(key, want), arrays, rows, deadline, priority)
         return self._wait(Wait(self, work, rows, "miss", done), deadline, now)
 
     def cancel(self, wait: Wait) -> None:
@@ -207,11 +210,11 @@ class ResponseCache:
         if not work.waits:
             self._end(work)
 
-    def _begin(self, work: Work, arrays: Arrays, rows: int, deadline: float | None) -> Work:
+    def _begin(self, work: Work, arrays: Arrays, rows: int, deadline: float | None, priority: Priority) -> Work:
         def computed(result: Outputs | Exception, seconds: float) -> None:
             self._computed(work, result, seconds)
 
-        work.item = self._batcher.submit(arrays, rows, work.want, deadline, computed)
+        work.item = self._batcher.submit(arrays, rows, work.want, deadline, computed, priority)
         if work.key is not None:
             self._under_way[work.key] = work
         return work

@@ -66,13 +66,15 @@ class _Group(BaseModel):
 
 
 class Batching(_Group):
-    """Batching of one version; rows, milliseconds, rows, and a share of the queue."""
+    """Batching of one version; rows, milliseconds, rows, a share of the queue, milliseconds, and batches at once."""
 
     max_rows: int | None = Field(None, ge=1, le=65536)
     max_wait_ms: float | None = Field(None, ge=0, le=60_000)
     max_queue: int | None = Field(None, ge=1)
     high_watermark: float | None = Field(None, gt=0, le=1)
     inline_below_ms: float | None = Field(None, ge=0)
+    target_latency_ms: float | None = Field(None, gt=0)
+    concurrency: int | None = Field(None, ge=1, le=64)
 
 
 class ResponseCache(_Group):

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -19,8 +20,8 @@ from uvicorn.server import ServerState
 from monitoring.metrics import Metrics
 from registry.mlmodel import Column, Signature
 from registry.versions import ModelVersion
+from serving.admission import BatchingLimits
 from serving.app import Recorder
-from serving.batching import BatchingLimits
 from serving.configuration import Configuration
 from serving.crew import Alone
 from serving.dataplane import DataPlane
@@ -41,18 +42,21 @@ PREDICT, INFER = "/v1/models/echo:predict", "/v2/models/echo/infer"
 
 
 class Echo:
-    """A runtime that answers each row with itself, remembers its rows, and waits while `gate` is closed."""
+    """A runtime that answers each row with itself, remembers its rows, takes `seconds` for a batch, and waits while `gate` is closed."""
 
     classes = None
 
     def __init__(self) -> None:
         self.seen: list[float] = []
+        self.seconds = 0.0
         self.gate = threading.Event()
         self.gate.set()
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
         """Rows `[n, 1]` as labels `[n]`."""
         self.gate.wait(30)
+        if self.seconds:
+            time.sleep(self.seconds)
         column = arrays[0][:, 0].copy()
         self.seen.extend(column.tolist())
         return Outputs(rows, column)

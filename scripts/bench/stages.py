@@ -34,8 +34,9 @@ from registry.versions import ModelVersion
 from scripts.bench.experiments import MAX_QUEUE, MAX_ROWS, NAME
 from scripts.bench.loads import raw
 from scripts.bench.wires import ask
+from serving.admission import BatchingLimits
 from serving.app import Recorder
-from serving.batching import Batcher, BatchingLimits
+from serving.batching import Batcher
 from serving.calls import Answer, Call, Reply
 from serving.configuration import Configuration
 from serving.crew import Alone

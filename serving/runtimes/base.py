@@ -60,14 +60,19 @@ def _join(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What computes a version's answers, and why nothing faster does, where that was tried."""
+    """What computes a version's answers, and why nothing faster does, where that was tried.
+
+    `parallel` says that it releases the GIL and may be called from several threads at once.
+    """
 
     name: str
     why: str | None = None
+    parallel: bool = False
 
 
 class Runtime(Protocol):
-    """One loaded model. `predict` may be called from one thread at a time and must not keep the arrays."""
+    """One loaded model. `predict` is called from one thread at a time unless the engine is `parallel`, and must not keep the
+    arrays."""
 
     @property
     def classes(self) -> np.ndarray | None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from registry.errors import RegistryError
 from registry.mlmodel import MLmodel, read_mlmodel
-from serving.batching import BatchingLimits
+from serving.admission import BatchingLimits
 from serving.configuration import Configuration, TorchOptions
 from serving.runtimes.base import Outputs, Runtime, Want
 from serving.runtimes.choose import runtime_for

@@ -30,7 +30,7 @@ class OnnxRuntime:
     converters of scikit-learn write them."""
 
     def __init__(self, session: Any, schema: InputSchema, configuration: Configuration) -> None:
-        self.engine = Engine("onnxruntime")
+        self.engine = Engine("onnxruntime", parallel=True)
         self._session, self._meaning = session, Interpretation(configuration)
         self._inputs = {node.name: _dtype(node) for node in session.get_inputs()}
         self._names = [column.name for column in schema.columns]

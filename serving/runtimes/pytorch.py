@@ -38,7 +38,7 @@ class TorchRuntime:
         size: BatchSize = _ANY_SIZE,
         device: torch.device = _CPU,
     ) -> None:
-        self.engine = Engine("torch")
+        self.engine = Engine("torch", parallel=True)
         self.network, self._size, self._device = network, size, device
         self._columns = bool(schema.columns)
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)

@@ -63,10 +63,15 @@ class GrpcRequest:
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors from typed or raw contents, checked against the version's schema."""
         message = self._message
-        output, per_instance = parse_parameters({k: _parameter(v) for k, v in message.parameters.items()})
+        output, per_instance, priority = parse_parameters({k: _parameter(v) for k, v in message.parameters.items()})
         self._chosen = check_outputs([o.name for o in message.outputs], loaded, output)
         keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_tensors(loaded.schema, _inputs(message), keys), output, per_instance)
+        return Decoded(decode_tensors(loaded.schema, _inputs(message), keys), output, per_instance, priority)
+
+    @property
+    def may_hurry(self) -> bool:
+        """Whether the message has the parameter."""
+        return "priority" in self._message.parameters
 
     def encode(self, answer: Answer) -> Any:
         """The answer; raw contents if the request came with raw contents."""

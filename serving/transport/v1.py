@@ -13,8 +13,10 @@ from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import shown
 from serving.transport.head import PLAIN
+from serving.waiting import LOW, NORMAL, Priority
 
 KEYS = {"instances", "parameters", "signature_name", "id"}
+PRIORITY = b'"priority"'
 OUTPUTS = ("auto", "labels", "probabilities", "raw")
 
 
@@ -29,10 +31,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def parse_parameters(parameters: Any) -> tuple[str | None, bool | None]:
-    """`output` and `per_instance` of a request's parameters; others are ignored. Raises BadRequest."""
+def parse_parameters(parameters: Any) -> tuple[str | None, bool | None, Priority]:
+    """`output`, `per_instance` and `priority` of a request's parameters; others are ignored. Raises BadRequest."""
     if parameters is None:
-        return None, None
+        return None, None, NORMAL
     if not isinstance(parameters, dict):
         raise BadRequest("'parameters' must be an object.")
     output, per_instance = parameters.get("output"), parameters.get("per_instance")
@@ -40,7 +42,16 @@ def parse_parameters(parameters: Any) -> tuple[str | None, bool | None]:
         raise BadRequest(f"The parameter 'output' must be one of {', '.join(OUTPUTS)}.")
     if per_instance is not None and not isinstance(per_instance, bool):
         raise BadRequest("The parameter 'per_instance' must be true or false.")
-    return output, per_instance
+    return output, per_instance, _priority(parameters.get("priority"))
+
+
+def _priority(given: Any) -> Priority:
+    """Triton's numbers: the smaller goes first, and 0 is none in particular."""
+    if given is None:
+        return NORMAL
+    if type(given) is not int or not 0 <= given <= LOW:
+        raise BadRequest("The parameter 'priority' must be 1 (high), 2 (normal), 3 (low), or 0, which is normal.")
+    return Priority(given or NORMAL)
 
 
 class V1Request:
@@ -60,9 +71,14 @@ class V1Request:
         if not document.keys() <= KEYS:
             key = min(document.keys() - KEYS)
             raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
-        output, per_instance = parse_parameters(document.get("parameters"))
+        output, per_instance, priority = parse_parameters(document.get("parameters"))
         keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_instances(loaded.schema, document["instances"], keys), output, per_instance)
+        return Decoded(decode_instances(loaded.schema, document["instances"], keys), output, per_instance, priority)
+
+    @property
+    def may_hurry(self) -> bool:
+        """Whether the body has the word."""
+        return PRIORITY in self._body
 
     def encode(self, answer: Answer) -> bytes:
         """The answer as JSON; NaN and infinity become null."""

@@ -16,7 +16,7 @@ from serving.schema import shown
 from serving.tensors import Given, check_given, decode_tensors
 from serving.transport.head import OCTETS, PLAIN
 from serving.transport.raw import from_raw, to_raw
-from serving.transport.v1 import dumps, parse_object, parse_parameters
+from serving.transport.v1 import PRIORITY, dumps, parse_object, parse_parameters
 
 
 def check_outputs(names: Iterable[str], loaded: Loaded, output: str | None) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class V2Request:
         if not isinstance(self._id, str | None):
             raise BadRequest("'id' must be a string.")
         parameters = document.get("parameters")
-        output, per_instance = parse_parameters(parameters)
+        output, per_instance, priority = parse_parameters(parameters)
         inputs = document.get("inputs")
         if not isinstance(inputs, list):
             raise BadRequest("The body must have 'inputs', a list of tensors.")
@@ -78,7 +78,12 @@ class V2Request:
         if tail.left:
             raise BadRequest("There are more bytes behind the JSON than the binary tensors take.")
         keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_tensors(loaded.schema, given, keys), output, per_instance)
+        return Decoded(decode_tensors(loaded.schema, given, keys), output, per_instance, priority)
+
+    @property
+    def may_hurry(self) -> bool:
+        """Whether the body has the word."""
+        return PRIORITY in self._body
 
     def _parts(self) -> tuple[dict[str, Any], Tail]:
         if self._json_length is None:

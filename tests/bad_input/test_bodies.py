@@ -69,6 +69,7 @@ BODIES: list[tuple[str, Any, str]] = [
     ("output unknown", {**GOOD, "parameters": {"output": SECRET}}, "'output' must be one of auto"),
     ("output a list", {**GOOD, "parameters": {"output": ["auto"]}}, "'output' must be one of auto"),
     ("per_instance a string", {**GOOD, "parameters": {"per_instance": "true"}}, "'per_instance'"),
+    ("priority a string", {**GOOD, "parameters": {"priority": "high"}}, "'priority' must be 1"),
     ("parameters a list", {**GOOD, "parameters": [1]}, "'parameters' must be an object"),
 ]  # fmt: skip
 

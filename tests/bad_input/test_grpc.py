@@ -63,6 +63,7 @@ MESSAGES: list[tuple[str, Any, grpc.StatusCode, str]] = [
      Code.INVALID_ARGUMENT, "no output 'wear'"),
     ("unknown mode", message(parameters={"output": parameter(string_param=SECRET)}), Code.INVALID_ARGUMENT, "'output'"),
     ("mode a number", message(parameters={"output": parameter(int64_param=1)}), Code.INVALID_ARGUMENT, "'output'"),
+    ("priority 4", message(parameters={"priority": parameter(int64_param=4)}), Code.INVALID_ARGUMENT, "'priority'"),
     ("17 MB", message(typed(shape=[212_500, 10], data=[1.0] * 2_125_000)), Code.RESOURCE_EXHAUSTED, "larger than max"),
 ]  # fmt: skip
 

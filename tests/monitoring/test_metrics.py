@@ -43,6 +43,7 @@ def metrics() -> Metrics:
         bound.rows.inc()
         metrics.loaded.labels(*pair).set(1)
         metrics.queue_depth.labels(*pair).set(0)
+        metrics.target_rows.labels(*pair).set(32)
         metrics.rejections.labels(*pair).inc()
         metrics.timeouts.labels(*pair).inc()
         metrics.failed(*pair, "deadline")
@@ -78,7 +79,7 @@ def test_everything_else_is_under_headways_own_name(metrics: Metrics) -> None:
 def test_the_gauges_of_an_unloaded_version_go_at_once(metrics: Metrics) -> None:
     """Its counters stay, so that the last scrape sees them."""
     metrics.unloaded(*PAIR)
-    for gauge in ("model_loaded", "inference_queue_depth", "headway_response_cache_bytes"):
+    for gauge in ("model_loaded", "inference_queue_depth", "headway_batch_target_rows", "headway_response_cache_bytes"):
         assert [labels["model_version"] for labels in samples(metrics)[gauge]] == ["4"]
     assert {"model_name": "m", "model_version": "3"} in samples(metrics)["model_predictions_total"]
 

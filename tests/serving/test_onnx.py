@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from sklearn.linear_model import LogisticRegression
 
 from registry.errors import InvalidModel
 from registry.versions import ModelVersion
+from serving.admission import BatchingLimits
+from serving.batching import Batcher
 from serving.configuration import ModelOptions
 from serving.decoding import decode_instances
 from serving.loading import Loaded, Loader, warm
@@ -158,6 +161,21 @@ def test_a_graph_that_is_not_the_signatures_is_refused(spot: Spot) -> None:
     save(spot, linear(("a", "c")))
     with pytest.raises(InvalidModel, match="not those of the signature"):
         load(spot.model)
+
+
+async def test_batches_run_at_once(spot: Spot) -> None:
+    """One session in four threads: every long request gets its own rows, in order."""
+    save(spot, linear())
+    loaded = load(spot.model)
+    assert loaded.runtime.engine.parallel
+    limits = BatchingLimits(max_rows=8, concurrency=4)
+    batcher = Batcher(loaded.runtime, limits, 10.0, lambda *_: None)
+    blocks = [np.column_stack([np.full(100, float(i)), np.arange(100.0)]) for i in range(10)]
+    heard = await asyncio.gather(*(batcher.predict((block,), 100, Want.LABELS, None) for block in blocks))
+    for block, (outputs, _) in zip(blocks, heard, strict=True):
+        assert outputs.labels is not None
+        assert outputs.labels.tolist() == block.sum(axis=1).tolist()
+    batcher.close()
 
 
 def reasons(spot: Spot) -> tuple[str, ...]:

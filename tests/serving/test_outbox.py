@@ -56,3 +56,16 @@ def test_what_a_send_brings_about_is_sent_after_it() -> None:
     with outbox:
         outbox.put(send, b"1")
     assert sent == [b"1", b"next"]
+
+
+def test_an_answer_that_cannot_be_sent_keeps_none_from_being_sent() -> None:
+    """One connection is in a strange state; the neighbours hear theirs."""
+    outbox, sent = Outbox(), list[bytes]()
+
+    def broken(data: bytes) -> None:
+        raise RuntimeError("closed")
+
+    with outbox:
+        for send in (sent.append, broken, sent.append):
+            outbox.put(send, b"1")
+    assert sent == [b"1", b"1"]

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batching import Batcher, BatchingLimits
+from serving.admission import BatchingLimits
+from serving.batching import Batcher
 from serving.errors import DeadlineExceeded, ModelFailed, NotReady, QueueFull
 from serving.response_cache import (
     LARGEST_SHARE,
