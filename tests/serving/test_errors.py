@@ -38,7 +38,7 @@ SECRET = "a value of the request"
 #: What becomes a ModelFailed or another class on its way, or never leaves a command.
 NEVER_SEEN_BY_A_REQUEST = {
     "SettingsError", "PortInUse", "IllegalTransition", "CommandFailed", "Gone", "Malformed", "Raised", "Unsent",
-    "ClientGone", "LinkLost", "Refused", "Beyond", "NotAccelerated", "_NotSame",
+    "ClientGone", "LinkLost", "NotCompiled", "NotProved", "Refused", "Beyond", "NotAccelerated", "_NotSame",
 }  # fmt: skip
 
 
