@@ -102,10 +102,13 @@ def test_the_health_check_tells_a_live_server_from_none(final: Stage, folder: Pa
 #: A mount namespace in which everything is read-only but /tmp, the model lies in /mnt/models, and a user owns nothing.
 CONTAINED = """
 mount -t tmpfs tmpfs /mnt
-mkdir /mnt/models /mnt/headway
+mkdir /mnt/models /mnt/headway /mnt/venv
 mount --bind "$MODEL" /mnt/models
 mount --bind "$ROOT" /mnt/headway
+mount --bind "$VENV" /mnt/venv
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+mkdir -p "$VENV"
+mount --bind /mnt/venv "$VENV"
 for point in /mnt/models /mnt/headway /mnt /; do mount -o remount,bind,ro "$point"; done
 cd /
 exec setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all "$@"
@@ -125,9 +128,8 @@ def test_the_entry_point_runs_unprivileged_on_a_read_only_tree(final: Stage, fol
               "HEADWAY_SERVER__GRPC_PORT": str(grpc_port)}  # fmt: skip
     command = [*isolate, "sh", "-euc", CONTAINED, "sh", *final.command("ENTRYPOINT"), *final.command("CMD")]
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env={**given, "MODEL": str(folder), "ROOT": str(ROOT)}
-        )
+        places = {"MODEL": str(folder), "ROOT": str(ROOT), "VENV": sys.prefix}
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**given, **places})
     server = Server(process, port, grpc_port, log)
     try:
         wait_for(f"{server.base}/ready", process, log)

@@ -189,6 +189,7 @@ async def test_a_failed_start_later_is_tried_again(tmp_path: Path) -> None:
     """While others serve."""
     async with crew(tmp_path) as made:
         await made.until_ready()
+        await made.until_metric("headway_workers", (2.0).__eq__)
         before = made.hear("listens-1")
         made.say("exit-1", "1")
         os.kill(int(str(before)), signal.SIGKILL)
