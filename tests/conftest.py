@@ -15,24 +15,11 @@ os.environ.setdefault("FEAST_USAGE", "False")
 from tests.servers import MlflowServer, Server, copy_registry, start_headway, start_mlflow
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long work has an hour where the other tests have minutes. Tests that share what their module made stay together; the
-    others go to whichever process is free. What is fast comes first, and what goes together before what goes alone."""
-    together = {item: _shares(item) for item in items}
+    """Long work has an hour where the other tests have minutes."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
-        if together[item]:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    shared = {item.path for item in items if together[item]}
-    items.sort(key=lambda item: (item.get_closest_marker("e2e") is not None, item.path not in shared))
-
-
-def _shares(item: pytest.Item) -> bool:
-    """Whether a test uses a fixture that lives as long as its module."""
-    fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-    return any(each.scope in ("module", "class", "package") for definitions in fixtures for each in definitions)
 
 
 @pytest.fixture(scope="session")
