@@ -9,7 +9,7 @@ say "types"; mypy
 say "import contracts"; lint-imports --config setup.cfg >/tmp/headway-imports.$$ || { cat /tmp/headway-imports.$$; exit 1; }
 rm -f /tmp/headway-imports.$$
 say "tests"
-tests=(-m pytest -n "${TEST_JOBS:-2}" --dist loadfile "$@")
+tests=(-m pytest -n "${TEST_JOBS:-2}" --dist loadfile --no-loadscope-reorder "$@")
 if [ -z "${COVERAGE:-}" ]; then exec python "${tests[@]}"; fi
 coverage erase
 coverage run "${tests[@]}"

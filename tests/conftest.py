@@ -16,10 +16,12 @@ from tests.servers import MlflowServer, Server, copy_registry, start_headway, st
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long work has an hour where the other tests have minutes."""
+    """Long work has an hour where the other tests have minutes; what waits for the trained versions comes last."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(3600))
+    waiting = {item.path for item in items if "trained" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in waiting)
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,9 @@ POLICY = {
 def model(shared: MlflowServer) -> str:
     """A model whose answer is a sum of its columns, tagged with the service of its features."""
     signature = columns(*((name, "double") for name in NAMES))
-    version = register(shared.uri, "sums", skops(linear(*WEIGHTS)), signature)
-    shared.set_tag("sums", version, "feast.feature_service", "machines_only")
-    return f"models:/sums/{version}"
+    version = register(shared.uri, "weighed", skops(linear(*WEIGHTS)), signature)
+    shared.set_tag("weighed", version, "feast.feature_service", "machines_only")
+    return f"models:/weighed/{version}"
 
 
 @pytest.fixture(scope="module")

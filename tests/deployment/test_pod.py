@@ -74,6 +74,7 @@ def test_without_the_delay_callers_are_lost(start: Callable[..., Pod]) -> None:
     assert callers.lost
 
 
+@pytest.mark.slow
 def test_a_pod_whose_version_is_not_there_lives_and_is_not_ready(start: Callable[..., Pod]) -> None:
     """It is started and alive, so that nobody restarts it; it is no endpoint; and it ends at once when told to."""
     pod = start(version="99")
