@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import venv
@@ -121,6 +122,8 @@ def test_the_entry_point_runs_unprivileged_on_a_read_only_tree(final: Stage, fol
     isolate = ["unshare", "--mount", "--propagation", "private"]
     if subprocess.run([*isolate, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode:
         pytest.skip("mount namespaces need root")
+    if not all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(sys.prefix).parents):
+        pytest.skip("the environment lies where no other user may go")
     port, grpc_port, log = free_port(), free_port(), tmp_path / "log"
     given = {name: value for name, value in final.pairs("ENV").items() if name != "PATH"}
     given |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": "/mnt/headway",
