@@ -2,7 +2,7 @@
 
 python -m scripts.overload
 
-The server runs on one core and the load on another. A forest is asked in an open loop, at once and at three times its
+The server has both cores, and the load shares one of them. A forest is asked in an open loop, from 0.8 to three times its
 capacity, which a loop of wrk finds before; liveness and another model are asked twenty times a second meanwhile.
 """
 
@@ -115,14 +115,17 @@ def _started(home: Path, args: argparse.Namespace) -> Iterator[psutil.Process]:
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _capacity(script: Path, args: argparse.Namespace) -> float:
     """Requests per second that 128 clients get, each asking again when it is answered."""
     url = f"http://127.0.0.1:{args.port}/v1/models/forest:predict"
     command = ["wrk", "-t1", "-c128", f"-d{args.seconds:.0f}s", "-s", str(script), url]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=args.seconds + 60).stdout
     refused = sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", said)))
     rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", said)[0])
     return rate - refused / float(args.seconds)

@@ -88,7 +88,10 @@ def _program(ready: str, port: int, *command: str) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _answers(url: str) -> bool:

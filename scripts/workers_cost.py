@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,8 @@ import psutil
 import requests
 from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
+
+from tests.servers import free_port
 
 WIDTH = 10
 BODY = {"instances": [[0.5] * WIDTH]}
@@ -69,7 +69,7 @@ def _model(folder: Path) -> str:
 
 
 def _measure(uri: str, folder: Path, workers: int) -> Cost:
-    port, grpc_port = _free_port(), _free_port()
+    port, grpc_port = free_port(), free_port()
     began = time.monotonic()
     command = [sys.executable, "-m", "serving.cli", "serve", "--host", "127.0.0.1", "--port", str(port), "--grpc-port",
                str(grpc_port), "--workers", str(workers), "--model-uri", uri, "--model-name", "m"]  # fmt: skip
@@ -86,8 +86,11 @@ def _measure(uri: str, folder: Path, workers: int) -> Cost:
         pss = [each.pss / 2**20 for each in held]
         return Cost(ready, again, sum(each.rss for each in held) / 2**20, sum(pss), tuple(pss))
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _kill_one(every: list[psutil.Process], port: int, workers: int) -> float:
@@ -110,12 +113,6 @@ def _until(port: int, path: str, says: str, began: float) -> float:
             return time.monotonic() - began
         time.sleep(0.01)
     raise SystemExit(f"{path} never said {says.strip()!r}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _print(workers: int, costs: list[Cost]) -> None:

@@ -55,10 +55,14 @@ class Seat:
                 del self.awaited[version]
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing is loaded and nobody waits."""
+        return not (self.awaited or self.manager.servables or self.manager.leaving) and self.manager.sleeps
+
+    @property
     def idle(self) -> bool:
-        """Whether nothing is loaded, nobody polls and nobody waits."""
-        busy = self.polling or self.awaited or self.manager.servables or self.manager.leaving
-        return not busy and self.manager.sleeps
+        """Whether it is empty and nobody polls."""
+        return self.polling is None and self.empty
 
 
 class Fleet:
@@ -130,11 +134,13 @@ class Fleet:
 
     def _gone(self, name: str, seat: Seat) -> bool:
         """Whether a name has left the herd and nothing of it is loaded."""
-        return self._herd is not None and name not in self._own | self._herd.names and seat.idle
+        return self._herd is not None and name not in self._own | self._herd.names and seat.empty
 
     def tidy(self) -> None:
-        """Forgets the seats of those in the herd that sleep again."""
+        """Forgets the seats of those in the herd that sleep again, or have left it."""
         for name, seat in list(self.seats.items()):
+            if self._gone(name, seat):
+                self._rest(seat)
             if name not in self._own and seat.idle:
                 if seat.running is not None:
                     seat.running.cancel()

@@ -62,8 +62,8 @@ class ModelManager:
         remember: Callable[[ModelVersion], None] = lambda version: None,
     ) -> None:
         """`remember` notes the version that serves, for a start without the registry; it blocks. `room` is entered around
-        each load, and may refuse it. `turns` are for cheap models on the loop, shared with others. `on_demand` lets requests name versions that are not loaded; without `required` the
-        model itself, too, comes when it is asked for."""
+        each load, and may refuse it. `turns` are for cheap models on the loop, shared with others. `on_demand` lets requests
+        name versions that are not loaded; without `required` the model itself, too, comes when it is asked for."""
         self.name, self.uri, self.required, self.on_demand = name, uri, required, on_demand
         self.sleeps = on_demand and not required
         self.aspired: tuple[ModelVersion, ...] = ()

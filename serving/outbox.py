@@ -1,7 +1,7 @@
 """The answers of one batch leave together.
 
 A write wakes the client's side. One in the middle of each answer's encoding wakes it again and again; those of a batch,
-written one after the other, find it awake: the same bytes for a tenth less of our own time.
+written one after the other, find it awake.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.batch import Arrays, Done, Item
+from serving.batch import TOO_LATE, Arrays, Done, Item
 from serving.batching import LATE_SECONDS, Batcher
 from serving.errors import DeadlineExceeded, QueueFull
 from serving.runtimes.base import Outputs, Want
@@ -236,7 +236,7 @@ class ResponseCache:
         return wait
 
     def _expire(self, wait: Wait) -> None:
-        self._tell(wait, DeadlineExceeded("The request's deadline passed before the model answered."), 0.0)
+        self._tell(wait, DeadlineExceeded(TOO_LATE), 0.0)
 
     def _computed(self, work: Work, result: Outputs | Exception, seconds: float) -> None:
         """Everybody is told the same. What failed is told, and forgotten."""

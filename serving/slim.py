@@ -15,7 +15,8 @@ def skops_io() -> ModuleType:
     """`skops.io`. It lists every estimator of scikit-learn by importing all of it, and that would bring PyTorch and Dask
     in, where they are installed, for a model that has nothing to do with them. A later use of an adapter imports it."""
     with _lock:
-        absent = [name for name in _ADAPTERS if name not in sys.modules]
+        # Only for its first import: meanwhile nobody else can import an adapter.
+        absent = [] if "skops.io" in sys.modules else [name for name in _ADAPTERS if name not in sys.modules]
         sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: "there is no such module"
         try:
             import skops.io

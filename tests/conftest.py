@@ -88,8 +88,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
     running: list[Server] = []
 
     def start(*flags: str, **environ: str) -> Server:
-        running.append(start_headway(tmp_path_factory.mktemp("headway") / "log", *flags, **environ))
-        return running[-1]
+        server = start_headway(tmp_path_factory.mktemp("headway") / "log", *flags, **environ)
+        running.append(server)
+        return server
 
     yield start
     for server in running:

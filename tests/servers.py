@@ -186,5 +186,10 @@ def start_headway(log: Path, *flags: str, **environ: str) -> Server:
             cwd=ROOT,
             env={**os.environ, "HEADWAY_REGISTRY__CACHE_DIR": str(log.parent / "cache"), **environ},
         )
-    wait_for(f"http://127.0.0.1:{port}/health/live", process, log)
-    return Server(process, port, grpc_port, log)
+    server = Server(process, port, grpc_port, log)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health/live", process, log)
+    except BaseException:
+        server.kill()
+        raise
+    return server

@@ -80,7 +80,7 @@ def test_names_come_and_go_with_the_registry(
     assert ask(server, "one").json()["predictions"] == [1.0]
     server.until(lambda: "does not exist" in (server.status("one")["problem"] or ""), "told")
     assert server.post("/v2/repository/models/one/unload", {}).status_code == 200
-    assert ask(server, "one").status_code == 404
+    server.until(lambda: ask(server, "one").status_code == 404, "one forgotten")
     ready = server.post("/v2/repository/index", {"ready": True}).json()
     assert [(row["name"], row["version"]) for row in ready] == [("two", "1")]
     polled = server.metric("headway_registry_polls_total", model_name="m-1")

@@ -71,12 +71,9 @@ def traffic(server: Server, models: int, fit: int, seconds: float) -> Seen:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("models", "fit", "megabytes", "seconds"),
-    [
-        pytest.param(5, 2, 25, 4, id="short", marks=pytest.mark.slow),
-        pytest.param(30, 10, 25, 60, id="minute", marks=pytest.mark.slow),
-    ],
+    ("models", "fit", "megabytes", "seconds"), [(5, 2, 25, 4), (30, 10, 25, 60)], ids=["short", "minute"]
 )
 def test_more_models_than_memory(
     shared: MlflowServer,

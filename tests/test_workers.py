@@ -128,7 +128,9 @@ def test_both_answer_and_each_has_the_numbers_of_both(pair: Server, clients: lis
 
 def test_ctrl_c_is_the_supervisors_affair(pair: Server) -> None:
     """A terminal sends it to all; the workers would each drain before readiness had gone in every one of them."""
-    for worker in workers(pair):
+    found = workers(pair)
+    assert len(found) == 2
+    for worker in found:
         status = Path(f"/proc/{worker.pid}/status").read_text()
         blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
         assert blocked & 1 << signal.SIGINT - 1
@@ -245,7 +247,10 @@ def test_without_its_supervisor_no_worker_stays(models: MlflowServer, headway: C
     below = psutil.Process(server.process.pid).children(recursive=True)
     assert len(workers(server)) == 2
     server.process.kill()
-    assert psutil.wait_procs(below, 40)[1] == []
+    late = psutil.wait_procs(below, 40)[1]
+    for process in late:
+        process.kill()
+    assert late == []
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=[], choices=known, metavar="NAME", help="these rows (--list)")
     parser.add_argument("--peers", default="own", choices=("kserve", "own", "all"), help="beside whom (own)")
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement (5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (3)")
+    parser.add_argument("--seconds", type=int, default=3, help="of each measurement (3)")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="the file of results (bench.json)")
     parser.add_argument("--again", action="store_true", help="measure rows anew that the file holds already")
     parser.add_argument("--list", action="store_true", help="name the rows and how long they take, and do nothing")

@@ -117,7 +117,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("kserve-v2", "KServe's SDK, V2 JSON, one row", (ours(wire="v2"), kserve("v2")), clients=(1, 16, 64)),
     Experiment("kserve-v2-1000", "KServe's SDK, V2 JSON, 1000 rows of 20 columns",
                (ours(wire="v2", max_rows=1024), kserve("v2")), model="wide", rows=1000, clients=(1,)),
-    Experiment("kserve-v2-binary", "KServe's SDK, V2 binary tensors, one row and one client",
+    Experiment("kserve-v2-binary", "KServe's SDK, V2 binary tensors, one row",
                (ours(wire="v2-binary"), kserve("v2-binary")), clients=(1, 16)),
     Experiment("kserve-grpc", "KServe's SDK, gRPC, one row", (ours(wire="grpc"), kserve("grpc")), clients=(1, 16, 64)),
     *[Experiment("protocols" + "-32" * (rows > 1), f"our protocols, {rows} row{'s' * (rows > 1)}",

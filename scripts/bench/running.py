@@ -82,6 +82,8 @@ class Bench:
         for number in range(self.rounds):
             for i in order(len(experiment.sides), number):
                 side = experiment.sides[i]
+                if side.name in record.skipped:  # the rounds of two sides are paired by their number
+                    continue
                 try:
                     figure = self._started_once(experiment, side)
                 except BROKEN as reason:

@@ -163,6 +163,8 @@ class Supervisor:
         match what:
             case "hello":
                 member.said_hello()
+                if self._ending.is_set():  # it was not there yet when all others were told
+                    member.signal(signal.SIGTERM)
                 asyncio.get_running_loop().call_soon(self._publish)
                 return {"loaded": list(self._loaded)}
             case "state":

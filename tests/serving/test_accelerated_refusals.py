@@ -100,8 +100,7 @@ class RoundedTrees:
     engine = "onnxruntime"
 
     def __init__(self, model: Any) -> None:
-        self._model, self._honest = model, TREES[type(model)](model, Layout(np.dtype(np.float64)))
-        self._single = {id(t): t.threshold.astype(np.float32) for t in self._honest.trees()}
+        self._honest = TREES[type(model)](model, Layout(np.dtype(np.float64)))
 
     def trees(self) -> list[Tree]:
         return list(self._honest.trees())
@@ -121,10 +120,8 @@ def test_a_linear_program_in_single_precision_is_refused() -> None:
     x = np.random.default_rng(0).normal(size=(200, WIDTH))
     model = linear_model.LogisticRegression(C=1e-3).fit(x, x[:, 0] > 0)
     native = SklearnRuntime(model, DOUBLES)
-    wrong = Rounded(
-        model, Layout(np.dtype(np.float64)), lambda scores: model._predict_proba_lr(np.zeros((len(scores), WIDTH)))
-    )
-    wrong._squash = compiled(native, DOUBLES).program.head._squash  # type: ignore[attr-defined]
+    squash = compiled(native, DOUBLES).program.head._squash  # type: ignore[attr-defined]
+    wrong = Rounded(model, Layout(np.dtype(np.float64)), squash)
     fast = AcceleratedRuntime(native, Program(lambda x: x, wrong))
     close = fast.predict((x,), len(x), BOTH)
     assert np.allclose(close.probabilities, model.predict_proba(x), rtol=0, atol=1e-6)

@@ -335,6 +335,20 @@ async def test_names_come_and_go_with_the_alias_and_what_is_loaded_stays() -> No
         assert set(hall.fleet.names) == {"own", "b"}
 
 
+async def test_a_name_that_was_asked_for_before_the_herd_knew_it_had_gone_goes() -> None:
+    """Its own poller finds no alias, and tries again for those who ask; the herd's next list ends that."""
+    registry = Registry()
+    registry.add("a", "1", champion="1")
+    async with herd(registry) as hall:
+        await until(lambda: hall.fleet.knows("a"))
+        registry.aliases = {}
+        with pytest.raises(NotReady, match="does not exist"):
+            await hall.ask("a")
+        await until(lambda: hall.forgotten == ["a"])
+        with pytest.raises(NotFound):
+            await hall.ask("a")
+
+
 async def test_until_the_registry_has_said_which_names_there_are_none_is_unknown() -> None:
     """A start without it is a 503 for every name but those with entries of their own; later outages change nothing."""
     registry = Registry()

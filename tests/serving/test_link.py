@@ -42,10 +42,12 @@ async def line() -> AsyncIterator[tuple[End, End, asyncio.Task[None]]]:
     for end, each in zip(ends, sockets, strict=True):
         end.link = await Link.over(each, end.answer)
     reading = [asyncio.create_task(end.link.run()) for end in ends]
-    yield *ends, reading[1]
-    for end in ends:
-        end.link.close()
-    await asyncio.wait_for(asyncio.gather(*reading), LONG)
+    try:
+        yield *ends, reading[1]
+    finally:
+        for end in ends:
+            end.link.close()
+        await asyncio.wait_for(asyncio.gather(*reading), LONG)
 
 
 async def test_both_ends_ask_at_the_same_time_and_each_gets_its_own_answer() -> None:

@@ -181,6 +181,8 @@ def test_a_process_of_its_own_computes_as_the_operator_says(tmp_path: Path) -> N
     """What holds in the server holds there."""
     loaded, network = load(tmp_path, autocast="bfloat16", isolation="process")
     try:
-        assert not np.array_equal(raw_of(loaded), network(torch.tensor(ROWS)).detach().numpy())
+        answered, expected = raw_of(loaded), network(torch.tensor(ROWS)).detach().numpy()
+        assert not np.array_equal(answered, expected)
+        assert np.allclose(answered, expected, atol=0.05)
     finally:
         loaded.dispose()

@@ -32,8 +32,9 @@ async def test_a_dear_model_has_fewer_turns() -> None:
     turns, had = Turns(), list[str]()
     for name, cost in (("dear", 0.9), ("cheap", 0.1)):
         turns.ask(Busy(turns, had, name, cost, 1000))
-    while had.count("dear") < 20:
-        await ticks(1)
+    async with asyncio.timeout(10):
+        while had.count("dear") < 20:
+            await ticks(1)
     assert abs(had.count("cheap") - 9 * had.count("dear")) <= 9
 
 
@@ -82,9 +83,10 @@ async def test_a_tick_ends_though_there_is_work(members: int) -> None:
     for name in range(members):
         turns.ask(Busy(turns, had, str(name), 0.001, 5))
     asked = 0
-    while len(had) < 5 * members:
-        before = len(had)
-        await ticks(1)
-        asked += 1
-        assert len(set(had[before:])) == len(had[before:])
+    async with asyncio.timeout(10):
+        while len(had) < 5 * members:
+            before = len(had)
+            await ticks(1)
+            asked += 1
+            assert len(set(had[before:])) == len(had[before:])
     assert asked >= 5

@@ -171,9 +171,7 @@ class _Check:
             if wrong:
                 raise NotProved(f"{wrong} of {len(truth)} labels are not the model's")
         else:
-            with np.errstate(
-                invalid="ignore"
-            ):  # two that are infinite are equal, which is seen before they are subtracted
+            with np.errstate(invalid="ignore"):  # infinity less infinity; but those two are equal
                 apart = np.where(labels == truth, 0.0, np.abs(labels - truth) / np.maximum(np.abs(truth), _TINY))
             self._within(apart, "predictions")
         if expected.probabilities is not None:
