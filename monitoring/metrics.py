@@ -13,6 +13,8 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
+from monitoring.tally import Counts, Spreads
+
 VERSION = ("model_name", "model_version")
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 #: What can be amiss with a looked-up value, and what is done about it.
@@ -45,10 +47,10 @@ class Metrics:
         self.registry, self._reasons, self._states = registry, tuple(reasons), tuple(states)
         self._endings = tuple(endings)
         r = registry
-        self.predictions = Counter(
+        self.predictions = Counts(
             "model_predictions", "Requests that reached a model, failed ones included", VERSION, registry=r
         )
-        self.latency = Histogram(
+        self.latency = Spreads(
             "model_prediction_latency_seconds",
             "Runtime of the batch that carried the request",
             VERSION,
@@ -59,18 +61,18 @@ class Metrics:
             "model_prediction_errors", "Requests that failed, by reason", (*VERSION, "error_type"), registry=r
         )
         self.loaded = Gauge("model_loaded", "1 READY, 0 aspired but not READY", VERSION, registry=r)
-        self.request_latency = Histogram(
+        self.request_latency = Spreads(
             "inference_request_latency_seconds", "Last byte in to first byte out", VERSION, buckets=SECONDS, registry=r
         )
-        self.batch_size = Histogram("inference_batch_size", "Rows per batch", VERSION, buckets=ROWS, registry=r)
-        self.batch_latency = Histogram(
+        self.batch_size = Spreads("inference_batch_size", "Rows per batch", VERSION, buckets=ROWS, registry=r)
+        self.batch_latency = Spreads(
             "inference_batch_latency_seconds", "Runtime of a batch", VERSION, buckets=SECONDS, registry=r
         )
         self.queue_depth = Gauge("inference_queue_depth", "Rows that wait for the runtime", VERSION, registry=r)
         self.target_rows = Gauge("headway_batch_target_rows", "Rows that a batch may have now", VERSION, registry=r)
         self.rejections = Counter("inference_queue_rejections", "Requests shed at the watermark", VERSION, registry=r)
         self.timeouts = Counter("inference_request_timeouts", "Requests past their deadline", VERSION, registry=r)
-        self.rows = Counter("headway_rows", "Rows answered", VERSION, registry=r)
+        self.rows = Counts("headway_rows", "Rows answered", VERSION, registry=r)
         self.states = Counter(
             "headway_state_changes", "Servables that entered a state", (*VERSION, "state"), registry=r
         )
@@ -183,6 +185,6 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def _remove(metric: Counter | Gauge | Histogram, labels: tuple[str, ...]) -> None:
+def _remove(metric: Counter | Gauge | Histogram | Counts | Spreads, labels: tuple[str, ...]) -> None:
     """Removes a child; one that never existed is no error."""
     metric.remove(*labels)

@@ -33,7 +33,7 @@ class BatchingLimits:
 class Admission:
     """The door of one queue. It knows the pace of the runtime: how long a full batch takes, from start to last answer."""
 
-    __slots__ = ("_bounds", "_concurrency", "_full_seconds", "_most", "_share")
+    __slots__ = ("_bounds", "_concurrency", "_full_seconds", "_most", "_share", "free")
 
     def __init__(self, limits: BatchingLimits, most: int, full_seconds: float) -> None:
         """`full_seconds` is what a batch of `most` rows took at warm-up."""
@@ -41,6 +41,8 @@ class Admission:
         self._bounds = {HIGH: limits.max_queue, NORMAL: watermark, LOW: watermark / 2}
         self._concurrency, self._most, self._full_seconds = limits.concurrency, most, full_seconds
         self._share = TRUST
+        #: so many rows may wait before `check` can refuse anybody
+        self.free = min(most, self._bounds[LOW])
 
     def late(self) -> None:
         """Somebody who was taken in was not answered in time: others are taken in with caution from now on."""
@@ -53,7 +55,9 @@ class Admission:
     def ran(self, rows: int, seconds: float, most: int) -> None:
         """A batch took so long, and the next may have `most` rows. A full one takes at least as long as one that is not, and
         at most as many times that as it has rows: so small batches correct the pace too."""
-        self._most, full = most, self._full_seconds
+        if most != self._most:
+            self._most, self.free = most, min(most, self._bounds[LOW])
+        full = self._full_seconds
         if seconds * most < full * rows:
             self._full_seconds += NEWEST * (seconds * most / rows - full)
         elif seconds > full:

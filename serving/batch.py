@@ -37,9 +37,7 @@ class Item:
     parts: list[tuple[int, Outputs]] = field(default_factory=list)
 
     def join(self, start: int, outputs: Outputs) -> Outputs | None:
-        """Adds the outputs of the rows from `start`; all of them once they are complete, in whatever order they came."""
-        if outputs.rows == self.rows:
-            return outputs
+        """Adds the outputs of some rows, from `start`; all of them once they are complete, in whatever order they came."""
         self.parts.append((start, outputs))
         self.answered += outputs.rows
         if self.answered < self.rows:
@@ -48,8 +46,6 @@ class Item:
 
     def cut(self, start: int, stop: int) -> Arrays:
         """The rows from `start` to before `stop`."""
-        if start == 0 and stop == self.rows:
-            return self.arrays
         return tuple(a[start:stop] for a in self.arrays)
 
 
@@ -60,6 +56,12 @@ class Slice:
     item: Item
     start: int
     stop: int
+
+    @property
+    def arrays(self) -> Arrays:
+        """These rows."""
+        item = self.item
+        return item.arrays if self.stop - self.start == item.rows else item.cut(self.start, self.stop)
 
 
 def rows_of(slices: Sequence[Slice]) -> int:
@@ -116,9 +118,8 @@ def _attempt_parts(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | 
 
 def _merge(slices: Sequence[Slice]) -> Arrays:
     if len(slices) == 1:
-        return slices[0].item.cut(slices[0].start, slices[0].stop)
-    parts = [piece.item.cut(piece.start, piece.stop) for piece in slices]
-    return tuple(np.concatenate(blocks) for blocks in zip(*parts, strict=True))
+        return slices[0].arrays
+    return tuple(map(np.concatenate, zip(*[piece.arrays for piece in slices], strict=True)))
 
 
 def _split(outputs: Outputs, slices: Sequence[Slice]) -> list[Outputs | Exception]:

@@ -110,7 +110,7 @@ class Batcher:
         """
         if self._runtime is None:
             raise NotReady("This version is no longer loaded; ask again.")
-        if self._queue.depth > 0:
+        if self._queue.depth + rows > self._admission.free:
             self._admission.check(self._queue.depth, rows, deadline, priority)
         item = Item(arrays, rows, want, deadline, time.monotonic(), done, priority)
         if deadline is not None:
@@ -124,10 +124,14 @@ class Batcher:
             self._schedule(item.enqueued)
         return item
 
+    @property
+    def crowded(self) -> bool:
+        """Whether one more row might not be taken in."""
+        return self._queue.depth >= self._admission.free
+
     def knock(self, deadline: float | None) -> None:
         """Raises QueueFull if not one row of normal priority would be taken in: nothing need be decoded then."""
-        if self._queue.depth > 0:
-            self._admission.check(self._queue.depth, 1, deadline, NORMAL)
+        self._admission.check(self._queue.depth, 1, deadline, NORMAL)
 
     def extend(self, item: Item, deadline: float | None) -> None:
         """Somebody else waits for the item too, until `deadline`."""
@@ -180,7 +184,8 @@ class Batcher:
         done = item.done
         item.done = None
         self._waiting.discard(item)
-        self._queue.drop(item)
+        if item.taken < item.rows:
+            self._queue.drop(item)
         if done is None:
             return
         try:
@@ -278,7 +283,9 @@ class Batcher:
         item = piece.item
         if item.done is None:
             return
-        whole = result if isinstance(result, Exception) else item.join(piece.start, result)
+        whole: Outputs | Exception | None = result
+        if not isinstance(result, Exception) and result.rows != item.rows:
+            whole = item.join(piece.start, result)
         if whole is not None:
             self._settle(item, whole, seconds)
 

@@ -57,8 +57,11 @@ class Answer:
     @property
     def predictions(self) -> np.ndarray:
         """The array that the answer calls `predictions`."""
-        outputs = self.outputs
-        chosen = {"probabilities": outputs.probabilities, "raw": outputs.raw}.get(self.output, outputs.labels)
+        outputs, output = self.outputs, self.output
+        if output == "probabilities":
+            chosen = outputs.probabilities
+        else:
+            chosen = outputs.raw if output == "raw" else outputs.labels
         assert chosen is not None
         return chosen
 

@@ -64,7 +64,7 @@ def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:
 def numbers(rows: list[Any], dtype: np.dtype[Any]) -> np.ndarray | None:
     """Plain numbers as one array, or None if one does not fit and must be named. JSON's are finite doubles."""
     try:
-        matrix = np.array(rows, dtype=np.float64)
+        matrix = np.array(rows, np.float64)
     except OverflowError:
         return None
     if dtype == matrix.dtype:

@@ -66,9 +66,8 @@ class Flight(Generic[Out]):
 
     def begin(self) -> None:
         """Takes the request as far as it goes at once. Raises nothing."""
-        manager = self._manager
-        named = self._call.version is not None or self._call.label is not None
-        if manager.on_demand and (named or manager.current is None):
+        manager, call = self._manager, self._call
+        if manager.on_demand and (manager.current is None or call.version is not None or call.label is not None):
             self._apart(self._summon)
             return
         try:
@@ -112,7 +111,7 @@ class Flight(Generic[Out]):
         self._loaded, self._batcher = servable.ready
         self._began = _clock()
         self._deadline = deadline_of(call, self._loaded)
-        if self._batcher.depth and servable.cache is None and not self._request.may_hurry:
+        if self._batcher.crowded and servable.cache is None and not self._request.may_hurry:
             self._batcher.knock(self._deadline)
         self._decoded = decoded = self._request.decode(self._loaded)
         self._output = decoded.output or self._loaded.configuration.output

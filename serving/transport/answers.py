@@ -41,9 +41,15 @@ def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request |
 
 def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
     """The answer of a version, and who gave it in what time."""
-    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
+    timing = timing_of(reply)
     who = ((b"x-model-version", reply.version.encode()), (b"server-timing", timing))
     return Response(200, reply.payload, (*request.content, *_notes(reply), *who))
+
+
+def timing_of(reply: Reply[bytes]) -> bytes:
+    """`server-timing`: the milliseconds of each stage."""
+    decode, features, predict, encode = reply.stages
+    return TIMING % (1000 * decode, 1000 * features, 1000 * predict, 1000 * encode)
 
 
 def _notes(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
@@ -54,7 +60,7 @@ def _notes(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
 
 def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
     """The same as bytes, with all headers: what `answered`, `complete_headers` and uvicorn would write."""
-    timing = TIMING % tuple([1000 * seconds for seconds in reply.stages])
+    timing = timing_of(reply)
     identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
     plain = request.content is PLAIN and not reply.features and not reply.cache
     content = JSON_LINE if plain else b"".join([LINE % header for header in (*request.content, *_notes(reply))])

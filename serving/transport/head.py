@@ -25,10 +25,8 @@ class Head:
 
     def __init__(self, headers: Mapping[bytes, bytes], limit: int) -> None:
         self.headers, self.limit = headers, limit
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        self.request_id = (
-            given if given and len(given) <= LONGEST_ID and given.isprintable() else f"{_PROCESS}{next(_COUNT):016x}"
-        )
+        given = headers.get(b"x-request-id")
+        self.request_id = f"{_PROCESS}{next(_COUNT):016x}" if given is None else _identity(given)
 
     def check_content(self) -> None:
         """Raises UnsupportedMediaType unless the body is JSON or binary tensors, gzipped or as it is."""
@@ -43,8 +41,8 @@ class Head:
 
     def check_length(self) -> None:
         """Raises BodyTooLarge if the length that was announced is over the limit."""
-        length = self.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:19]) > self.limit:
+        length = self.headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length[:19]) > self.limit:
             raise self.too_large()
 
     def too_large(self) -> BodyTooLarge:
@@ -53,7 +51,8 @@ class Head:
 
     def unpacked(self, body: bytes) -> bytes:
         """The body without its gzip. Raises BodyTooLarge if that is over the limit, BadRequest if it is no gzip."""
-        if self.headers.get(b"content-encoding", b"").lower() != b"gzip":
+        coding = self.headers.get(b"content-encoding")
+        if coding is None or coding.lower() != b"gzip":
             return body
         member = zlib.decompressobj(_GZIP)
         try:
@@ -81,3 +80,10 @@ class Head:
         headers = self.headers
         media = headers.get(b"content-type", b"")
         return b"ce-specversion" in headers or media.startswith(b"application/cloudevents+json")
+
+
+def _identity(given: bytes) -> str:
+    """The client's own id, if that can stand in a header and in a log; else one of ours."""
+    text = given.decode("latin-1")
+    usable = text and len(text) <= LONGEST_ID and text.isprintable()
+    return text if usable else f"{_PROCESS}{next(_COUNT):016x}"

@@ -87,11 +87,13 @@ class V1Request:
 
 def to_document(answer: Answer) -> dict[str, Any]:
     """The answer as a document whose leaves may be arrays."""
-    body: dict[str, Any] = {"predictions": _per_instance(answer) if answer.per_instance else answer.predictions}
-    if answer.probabilities is not None and not answer.per_instance:
-        body["probabilities"] = answer.probabilities
-    body["model_name"], body["model_version"] = answer.model, answer.version.version
-    return body
+    whom = {"model_name": answer.model, "model_version": answer.version.version}
+    if answer.per_instance:
+        return {"predictions": _per_instance(answer), **whom}
+    probabilities = answer.probabilities
+    if probabilities is None:
+        return {"predictions": answer.predictions, **whom}
+    return {"predictions": answer.predictions, "probabilities": probabilities, **whom}
 
 
 def _per_instance(answer: Answer) -> list[dict[str, Any]]:

@@ -1,0 +1,124 @@
+"""Counters and histograms of what happens in every request: prometheus_client's, less the lock and the checks.
+
+Only the event loop counts in them, so nothing can be lost between a read and a write; any thread may collect. What they
+export is what prometheus_client's own would (ADR 64).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
+
+#: prometheus_client's own switch
+_CREATED = os.environ.get("PROMETHEUS_DISABLE_CREATED_SERIES", "").lower() not in ("true", "1", "t")
+Child = TypeVar("Child", "Count", "Spread")
+
+
+class Count:
+    """One series of a counter."""
+
+    __slots__ = ("created", "value")
+
+    def __init__(self) -> None:
+        self.value, self.created = 0.0, time.time()
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Adds `amount`, which is not negative."""
+        self.value += amount
+
+
+class Spread:
+    """One series of a histogram. `counts` is by bucket, not cumulative, and the last one is of what is over all bounds."""
+
+    __slots__ = ("_bounds", "counts", "created", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds, self.counts = bounds, [0] * (len(bounds) + 1)
+        self.sum, self.created = 0.0, time.time()
+
+    def observe(self, amount: float) -> None:
+        """Counts one observation, in the bucket of the lowest bound that is not below it."""
+        self.counts[bisect_left(self._bounds, amount)] += 1
+        self.sum += amount
+
+
+class _Tallies(Generic[Child]):
+    def __init__(self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name, self._documentation, self._labelnames = name, documentation, tuple(labelnames)
+        self._children: dict[tuple[str, ...], Child] = {}
+        registry.register(self)  # type: ignore[arg-type]  # its Collector is a base class, where a protocol would do
+
+    def _new(self) -> Child:
+        raise NotImplementedError
+
+    def labels(self, *values: str) -> Child:
+        """The series of these labels, made when it is first asked for."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._new()
+        return child
+
+    def remove(self, *values: str) -> None:
+        """Drops a series; one that never existed is no error."""
+        self._children.pop(values, None)
+
+
+class Counts(_Tallies[Count]):
+    """A counter with labels."""
+
+    def _new(self) -> Count:
+        return Count()
+
+    def describe(self) -> Iterable[Metric]:
+        """The name, so that no other can take it."""
+        yield CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+
+    def collect(self) -> Iterator[Metric]:
+        """The family, with a sample for each series."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for values, child in list(self._children.items()):
+            family.add_metric(values, child.value, created=child.created if _CREATED else None)
+        yield family
+
+
+class Spreads(_Tallies[Spread]):
+    """A histogram with labels."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str],
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._bounds = tuple(buckets)
+        self._shown = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
+        super().__init__(name, documentation, labelnames, registry)
+
+    def _new(self) -> Spread:
+        return Spread(self._bounds)
+
+    def describe(self) -> Iterable[Metric]:
+        """The name, so that no other can take it."""
+        yield HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
+
+    def collect(self) -> Iterator[Metric]:
+        """The family, with the samples of each series."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        for values, child in list(self._children.items()):
+            buckets = list(zip(self._shown, accumulate(child.counts), strict=True))
+            family.add_metric(values, buckets, child.sum)
+            if _CREATED:
+                labels = dict(zip(self._labelnames, values, strict=True))
+                family.add_sample(f"{self._name}_created", labels, child.created)
+        yield family
