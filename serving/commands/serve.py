@@ -15,6 +15,7 @@ from typing import Any
 from serving.commands.base import CommandFailed, Verb
 from serving.ports import PortInUse
 from serving.settings import Settings, SettingsError, load_settings, model_from_words
+from serving.slim import skops_io
 
 #: Where KServe's storage initializer puts a model's files.
 MODELS_FOLDER = "/mnt/models"
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_from(args, os.environ)
     sys.argv = sys.argv[:1]
     if settings.server.workers == 1:
+        skops_io()  # first: it looks through every module there is, for each of hundreds of functions
         from serving.app import serve
     elif sys.platform == "linux":
         from serving.workers.root import supervise as serve
