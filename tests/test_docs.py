@@ -18,6 +18,7 @@ from features.policies import ACTIONS as POLICY_ACTIONS
 from features.policies import Target, policy_for
 from monitoring.crew import CrewMetrics
 from monitoring.metrics import ACTIONS, CAUSES, EVICTIONS, FOUND, Metrics
+from monitoring.tally import Counts, Spreads
 from registry.versions import CONFIGURING
 from serving.cli import parser
 from serving.commands import VERBS
@@ -251,9 +252,10 @@ def test_every_metric_is_documented() -> None:
     real = {}
     own = vars(CrewMetrics(CollectorRegistry(), ())).values()
     for metric in (*vars(metrics_of(CollectorRegistry())).values(), *own):
-        if isinstance(metric, Counter | Gauge | Histogram):
-            name = next(iter(metric.describe())).name + ("_total" if isinstance(metric, Counter) else "")
-            real[name] = (type(metric).__name__.lower(), ", ".join(f"`{label}`" for label in metric._labelnames))
+        if isinstance(metric, Counter | Gauge | Histogram | Counts | Spreads):
+            family = next(iter(metric.describe()))
+            name = family.name + ("_total" if family.type == "counter" else "")
+            real[name] = (family.type, ", ".join(f"`{label}`" for label in metric._labelnames))
     named = {cells[0].strip("`"): (cells[1], cells[2]) for cells in rows("metrics.md", "`")}
     assert named == real
 
