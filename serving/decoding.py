@@ -148,7 +148,7 @@ def _by_name(schema: InputSchema, instances: list[dict[str, Any]]) -> Mapping[st
 
 def tensor_of(tensor: Tensor, name: str, nested: list[Any]) -> np.ndarray:
     """Nested JSON lists as an array of the tensor's dtype and shape."""
-    flat, shape = flatten(nested, name)
+    flat, shape, _ = flatten(nested, name)
     check_shape(tensor, name, shape)
     return json_array(name, flat, np.dtype(tensor.dtype)).reshape(shape)
 
@@ -162,15 +162,15 @@ def check_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
         raise BadRequest(f"Tensor {shown(name)!r} must have the shape {list(tensor.shape)}.")
 
 
-def flatten(nested: list[Any], name: str) -> tuple[list[Any], tuple[int, ...]]:
-    """The values of nested lists in row-major order, and their shape. BadRequest if ragged."""
+def flatten(nested: list[Any], name: str) -> tuple[list[Any], tuple[int, ...], set[type]]:
+    """The values of nested lists in row-major order, their shape, and their Python types. BadRequest if ragged."""
     shape: list[int] = []
     level: list[Any] = nested
     while True:
         shape.append(len(level))
         kinds = kinds_of(level)
         if list not in kinds:
-            return level, _closed(shape)
+            return level, _closed(shape), kinds
         if kinds != {list} or len(set(map(len, level))) != 1:
             raise BadRequest(f"Tensor {shown(name)!r} is ragged.")
         level = list(chain.from_iterable(level))

@@ -26,12 +26,22 @@ _KINDS = {"f": "fi", "i": "i", "u": "i", "b": "b"}
 
 @dataclass(slots=True)
 class Given:
-    """One tensor of a request. `flat` is a list of JSON values, of `bytes` for BYTES over gRPC, or a typed array."""
+    """One tensor of a request. `flat` is a list of JSON values, of `bytes` for BYTES over gRPC, or a typed array; `known` are
+    the Python types in a list, where somebody has looked already."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     flat: list[Any] | np.ndarray
+    known: set[type] | None = None
+
+    @property
+    def types(self) -> set[type]:
+        """The Python types in a list: looking twice in a large one would be dear."""
+        if self.known is None:
+            assert isinstance(self.flat, list)
+            self.known = kinds_of(self.flat)
+        return self.known
 
     @property
     def kind(self) -> str:
@@ -92,7 +102,7 @@ def _matrix(schema: InputSchema, tensor: Given) -> Arrays:
         _check_declared(tensor, tensor.flat)
         if tensor.kind not in "fi":
             raise BadRequest(f"Tensor {shown(tensor.name)!r} must be numeric.")
-        if schema.matrix is not None and None not in tensor.flat:
+        if schema.matrix is not None and type(None) not in tensor.types:
             fast = numbers(tensor.flat, schema.matrix)
             if fast is not None:
                 return (fast.reshape(rows, width),)
@@ -178,7 +188,7 @@ def _as_float(array: np.ndarray) -> np.ndarray:
 
 def _check_declared(tensor: Given, values: list[Any]) -> None:
     """JSON values must be what the datatype says, before they are converted to anything."""
-    kinds = kinds_of(values) - {type(None)}
+    kinds = tensor.types - {type(None)}
     allowed: dict[str, set[type]] = {"f": {int, float}, "i": {int, float}, "b": {bool}, "s": {str, bytes}}
     ok = kinds <= allowed[tensor.kind]
     if ok and tensor.kind == "i":

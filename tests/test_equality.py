@@ -1,4 +1,5 @@
-"""The same rows get the same answer, whatever carries them: every protocol, both lanes, a cache or none, and every engine.
+"""The same rows get the same answer, whatever carries them: every protocol, both lanes, one worker or two, a cache or
+none, and every engine.
 
 Within one engine the bodies are the same to the byte and the numbers of all protocols to the bit. Between the library and
 what it is accelerated with, labels are identical and numbers within a millionth.
@@ -33,7 +34,11 @@ from tests.servers import Server
 
 pytestmark = pytest.mark.e2e
 #: The ways through the server that an answer must not depend on: environment by name. Another one is another line.
-SERVERS = {lane: {"HEADWAY_SERVER__LANE": lane} for lane in ("protocol", "asgi")}
+SERVERS = {
+    "protocol": {"HEADWAY_SERVER__LANE": "protocol"},
+    "asgi": {"HEADWAY_SERVER__LANE": "asgi"},
+    "workers": {"HEADWAY_SERVER__WORKERS": "2"},
+}
 #: What one model may be set to, beside each other on every server.
 STATES = list(product(("auto", "off"), (0, 2**20)))
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 NAME = "bench"
 #: Bounds of our batcher wherever a row says nothing else.
 MAX_ROWS, MAX_QUEUE = 64, 4096
+#: The rows that a peer's batch of 32 requests has, where a request has 32.
+MANY = 1024
 ALL_CLIENTS = (1, 16, 64, 256)
 PEERS = ("mlflow", "ray", "mosec", "litserve", "bentoml", "mlserver")
 #: The peers that run in our own environment.
@@ -111,7 +113,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                  (ours(), NATIVE, direct("call-compiled", "compiled"), direct("call-library", "library")),
                  rows=rows, clients=(1,)) for rows in (1, 32)],
     *[Experiment(f"peer-{name}", f"{name}, one row", (ours(), *sides)) for name, sides in PEER_SIDES.items()],
-    *[Experiment(f"peer-{name}-32", f"{name}, 32 rows", (ours(), *sides), rows=32, clients=(16,))
+    *[Experiment(f"peer-{name}-32", f"{name}, 32 rows", (ours(max_rows=MANY), *sides), rows=32, clients=(16,))
       for name, sides in PEER_SIDES.items()],
     Experiment("kserve-v1-32", "KServe's SDK, V1, 32 rows", (ours(), NATIVE, kserve()), rows=32),
     Experiment("kserve-v2", "KServe's SDK, V2 JSON, one row", (ours(wire="v2"), kserve("v2")), clients=(1, 16, 64)),

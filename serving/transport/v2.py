@@ -169,7 +169,7 @@ def given_of(tensor: Any, tail: Tail) -> Given:
         return check_given(Given(name, tensor["datatype"], tuple(shape), raw))
     if not isinstance(data, list):
         raise BadRequest(f"Tensor {shown(name)!r} must have 'data', a list.")
-    flat, nested = flatten(data, name)
+    flat, nested, kinds = flatten(data, name)
     if len(nested) > 1 and nested != tuple(shape):
         raise BadRequest(f"The data of tensor {shown(name)!r} do not have its shape.")
-    return check_given(Given(name, tensor["datatype"], tuple(shape), flat))
+    return check_given(Given(name, tensor["datatype"], tuple(shape), flat, kinds))

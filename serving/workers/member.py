@@ -35,9 +35,11 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Seconds. A worker that says nothing for `heartbeat`, or has not said hello after `hello`, is killed; pauses before
-    the next start grow from `first_pause` to `longest_pause`, and begin anew for one that lived for `steady`."""
+    """Seconds. What workers are forked from comes up within `warm`. A worker that says nothing for `heartbeat`, or has not
+    said hello after `hello`, is killed; pauses before the next start grow from `first_pause` to `longest_pause`, and begin
+    anew for one that lived for `steady`."""
 
+    warm: float = 300.0
     heartbeat: float = 30.0
     hello: float = 120.0
     first_pause: float = 0.5

@@ -20,6 +20,7 @@ from monitoring.crew import CrewMetrics
 from monitoring.ledger import Ledger
 from monitoring.merge import exposition, from_json, snapshot
 from serving.lifecycle import backoff
+from serving.threads import in_thread
 from serving.workers.link import LinkLost, Refused
 from serving.workers.member import Bounds, Fate, Member, Start
 from serving.workers.worker import FAILED_FAST
@@ -109,9 +110,10 @@ class Supervisor:
     async def _live(self, member: Member) -> int:
         """One life of a worker, and its exit code."""
         try:
-            await asyncio.to_thread(self._nursery.warm)
+            async with asyncio.timeout(self._bounds.warm):
+                await in_thread(self._nursery.warm)
             code = 0 if self._ending.is_set() else await member.live(self._nursery.start, self._hear, self._bounds)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError) as error:  # a TimeoutError is an OSError
             log.error("a worker cannot be started", extra={"worker": member.number}, exc_info=error)
             member.fate, code = Fate.START, 1
         member.ready = member.listens = member.early = False
@@ -144,8 +146,11 @@ class Supervisor:
             keeper.result()
         if late:
             log.error("workers did not end in time", extra={"workers": len(late), "seconds": self._drain_bound})
+            self._exit_code = 1
             for member in self._members:
                 member.signal(signal.SIGKILL)
+            for keeper in late:
+                keeper.cancel()
             await asyncio.wait(late)
 
     # -- what holds for all -----------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,40 @@ async def crew(folder: Path, workers: int = 2, bounds: Bounds = BOUNDS, **files:
     finally:
         if not made.running.done():
             await made.end()
+
+
+class Stuck(Puppets):
+    """Nothing to fork from ever comes up."""
+
+    def __init__(self, folder: Path, freed: threading.Event) -> None:
+        super().__init__(folder)
+        self._freed = freed
+
+    def warm(self) -> None:
+        self._freed.wait(60)
+
+
+@pytest.fixture
+def freed() -> Iterator[threading.Event]:
+    """Ends the waiting threads when the test has ended."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+async def test_what_workers_are_forked_from_has_a_bound_too(tmp_path: Path, freed: threading.Event) -> None:
+    """At the start that is the end: whoever started the server starts it again."""
+    supervisor = Supervisor(2, Stuck(tmp_path, freed), 20.0, replace(BOUNDS, warm=0.1))
+    assert await asyncio.wait_for(supervisor.run(), 10) == 1
+
+
+async def test_the_end_does_not_wait_for_what_never_comes_up(tmp_path: Path, freed: threading.Event) -> None:
+    """The drain bound holds."""
+    supervisor = Supervisor(2, Stuck(tmp_path, freed), 0.1, BOUNDS)
+    running = asyncio.create_task(supervisor.run())
+    await asyncio.sleep(0.05)
+    supervisor.stop()
+    assert await asyncio.wait_for(running, 10) == 1
 
 
 async def test_all_must_be_ready_and_all_are_told(tmp_path: Path) -> None:
