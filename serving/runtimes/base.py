@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -102,4 +103,9 @@ DATATYPES = {
 
 def datatype_of(array: np.ndarray) -> str:
     """The Open Inference Protocol's word for an array's dtype; everything that is no number is BYTES."""
-    return DATATYPES.get(array.dtype.name, "BYTES")
+    return _datatype(array.dtype)
+
+
+@lru_cache(maxsize=64)
+def _datatype(dtype: np.dtype[Any]) -> str:
+    return DATATYPES.get(dtype.name, "BYTES")  # the name is worked out anew each time

@@ -6,7 +6,6 @@ KServe's servicer drops versions and deadlines, answers UNKNOWN for a model that
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,6 +30,7 @@ from serving.schema import shown
 from serving.status import is_ready, metadata, server_metadata
 from serving.tensors import NUMPY, Given, check_given, decode_tensors
 from serving.transport.grpc_health import Health
+from serving.transport.head import LONGEST_ID, new_identity
 from serving.transport.raw import as_bytes, from_raw, to_raw
 from serving.transport.v1 import parse_parameters
 from serving.transport.v2 import check_outputs, output_tensors
@@ -169,7 +169,7 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
         """One inference."""
         received = time.monotonic()
         given = dict(context.invocation_metadata() or ())
-        identity = str(given.get("x-request-id") or request.id or uuid.uuid4().hex)[:128]
+        identity = str(given.get("x-request-id") or request.id or new_identity())[:LONGEST_ID]
         request_id.set(identity)
 
         async def answer() -> Any:

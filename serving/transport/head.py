@@ -26,7 +26,7 @@ class Head:
     def __init__(self, headers: Mapping[bytes, bytes], limit: int) -> None:
         self.headers, self.limit = headers, limit
         given = headers.get(b"x-request-id")
-        self.request_id = f"{_PROCESS}{next(_COUNT):016x}" if given is None else _identity(given)
+        self.request_id = new_identity() if given is None else _identity(given)
 
     def check_content(self) -> None:
         """Raises UnsupportedMediaType unless the body is JSON or binary tensors, gzipped or as it is."""
@@ -86,4 +86,9 @@ def _identity(given: bytes) -> str:
     """The client's own id, if that can stand in a header and in a log; else one of ours."""
     text = given.decode("latin-1")
     usable = text and len(text) <= LONGEST_ID and text.isprintable()
-    return text if usable else f"{_PROCESS}{next(_COUNT):016x}"
+    return text if usable else new_identity()
+
+
+def new_identity() -> str:
+    """An id for a request that brings none: 32 hexadecimal digits, unlike any other's."""
+    return f"{_PROCESS}{next(_COUNT):016x}"
