@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 #: prometheus_client's own switch
@@ -51,11 +52,11 @@ class Spread:
         self.sum += amount
 
 
-class _Tallies(Generic[Child]):
+class _Tallies(Collector, Generic[Child]):
     def __init__(self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry) -> None:
         self._name, self._documentation, self._labelnames = name, documentation, tuple(labelnames)
         self._children: dict[tuple[str, ...], Child] = {}
-        registry.register(self)  # type: ignore[arg-type]  # its Collector is a base class, where a protocol would do
+        registry.register(self)
 
     def _new(self) -> Child:
         raise NotImplementedError

@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from monitoring.metrics import Metrics
+from monitoring.tally import Counts, Spreads
 from serving.cli import parser
 from serving.commands import serve, transform
 from serving.crew import Alone
@@ -40,6 +41,7 @@ KNOWN = {
     "PYTHONPATH",
 }
 VERBS = {"serve": serve.settings_from, "transform": transform.settings_from}
+SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 WORDS = {"MODEL_URI", "MODEL_NAME", "MODEL_VERSION"}
 
 
@@ -97,10 +99,9 @@ def metrics() -> frozenset[str]:
     """Every series name on our page, by the code that writes it."""
     found = set()
     for metric in vars(_metrics()).values():
-        if isinstance(metric, Counter | Gauge | Histogram):
-            name = next(iter(metric.describe())).name
-            suffixes = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_sum", "_count")}[type(metric)]
-            found |= {name + suffix for suffix in suffixes}
+        if isinstance(metric, Counter | Gauge | Histogram | Counts | Spreads):
+            family = next(iter(metric.describe()))
+            found |= {family.name + suffix for suffix in SUFFIXES[family.type]}
     return frozenset(found)
 
 
