@@ -120,14 +120,14 @@ def test_a_link_put_into_a_cached_version_is_an_alteration(tmp_path: Path) -> No
 
 
 def test_a_backup_with_a_link_in_it_is_refused(tmp_path: Path) -> None:
-    """Its files are not what their digest says, whatever the link points at."""
+    """A version has none, whatever the link points at."""
     there, here = cache(tmp_path / "there"), cache(tmp_path / "here")
     artifact = there.fetch(version(1))
     (artifact.path / "link").symlink_to("MLmodel")
     with tarfile.open(tmp_path / "backup.tar", "w") as tar:
         for name in ("trees", "versions"):
             tar.add(there.root / name, name)
-    with pytest.raises(CacheError, match="files of models:/m/1 are not what their digest says"):
+    with pytest.raises(CacheError, match="link' is no file and no folder"):
         restore(here, tmp_path / "backup.tar", lambda line: None)
     assert (here.records(), leftovers(here.root)) == ([], [])
 
