@@ -97,6 +97,14 @@ class Client:
         status, body = self.ask("POST", f"/v1/models/{model}:predict", {"instances": [[value]]})
         return status, json.loads(body).get("predictions")
 
+    def named(self) -> tuple[str, str]:
+        """The id that the server gives a request without one, less its count, and its count."""
+        self._connection.request("POST", "/v1/models/pair:predict", '{"instances": [[1.0]]}')
+        answer = self._connection.getresponse()
+        answer.read()
+        identity = answer.headers["x-request-id"]
+        return identity[:16], identity[16:]
+
     def predictions(self) -> float:
         """What this connection's worker says that all of them have answered for `pair`."""
         lines = self.ask("GET", "/metrics")[1].decode().splitlines()
@@ -124,6 +132,13 @@ def test_both_answer_and_each_has_the_numbers_of_both(pair: Server, clients: lis
     assert len(set(answering(pair, pair.port).values())) == 2
     assert {client.predictions() - before for client in clients} == {MANY}
     assert pair.metric("headway_worker_restarts_total") == 0
+
+
+def test_no_two_workers_give_the_same_request_id(clients: list[Client]) -> None:
+    """They are forked from one process, and what it drew by lot is theirs too, unless they draw anew."""
+    given = [client.named() for client in clients]
+    assert len({process for process, _ in given}) == 2
+    assert len(set(given)) == MANY
 
 
 def test_ctrl_c_is_the_supervisors_affair(pair: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import zlib
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ JSON, OCTETS = (b"content-type", b"application/json"), (b"content-type", b"appli
 PLAIN = (JSON,)
 LONGEST_ID = 128
 _MEDIA = (b"application/json", b"application/octet-stream")
-_PROCESS, _COUNT = secrets.token_hex(8), itertools.count(secrets.randbits(32))
 _GZIP = 16 + zlib.MAX_WBITS
+_process, _count = "", itertools.count()
 
 
 class Head:
@@ -91,4 +92,13 @@ def _identity(given: bytes) -> str:
 
 def new_identity() -> str:
     """An id for a request that brings none: 32 hexadecimal digits, unlike any other's."""
-    return f"{_PROCESS}{next(_COUNT):016x}"
+    return f"{_process}{next(_count):016x}"
+
+
+def _begin() -> None:
+    global _process, _count
+    _process, _count = secrets.token_hex(8), itertools.count(secrets.randbits(32))
+
+
+_begin()
+os.register_at_fork(after_in_child=_begin)  # workers are forked from one process that has imported this
