@@ -10,7 +10,8 @@ import math
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Generic, TypeVar
 
@@ -53,19 +54,24 @@ class Spread:
 
 
 class _Tallies(Collector, Generic[Child]):
-    def __init__(self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Child],
+        name: str,
+        documentation: str,
+        labelnames: Sequence[str],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._make: Callable[[], Child] = make
         self._name, self._documentation, self._labelnames = name, documentation, tuple(labelnames)
         self._children: dict[tuple[str, ...], Child] = {}
         registry.register(self)
-
-    def _new(self) -> Child:
-        raise NotImplementedError
 
     def labels(self, *values: str) -> Child:
         """The series of these labels, made when it is first asked for."""
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = self._new()
+            child = self._children[values] = self._make()
         return child
 
     def remove(self, *values: str) -> None:
@@ -76,16 +82,16 @@ class _Tallies(Collector, Generic[Child]):
 class Counts(_Tallies[Count]):
     """A counter with labels."""
 
-    def _new(self) -> Count:
-        return Count()
+    def __init__(self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry) -> None:
+        super().__init__(Count, name, documentation, labelnames, registry)
 
-    def describe(self) -> Iterable[Metric]:
-        """The name, so that no other can take it."""
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        """The family without samples: the registry sees to it that no other takes its name."""
         yield CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
 
     def collect(self) -> Iterator[Metric]:
         """The family, with a sample for each series."""
-        family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        (family,) = self.describe()
         for values, child in list(self._children.items()):
             family.add_metric(values, child.value, created=child.created if _CREATED else None)
         yield family
@@ -102,20 +108,17 @@ class Spreads(_Tallies[Spread]):
         buckets: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
-        self._bounds = tuple(buckets)
-        self._shown = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
-        super().__init__(name, documentation, labelnames, registry)
+        bounds = tuple(buckets)
+        self._shown = [floatToGoString(bound) for bound in (*bounds, math.inf)]  # type: ignore[no-untyped-call]
+        super().__init__(partial(Spread, bounds), name, documentation, labelnames, registry)
 
-    def _new(self) -> Spread:
-        return Spread(self._bounds)
-
-    def describe(self) -> Iterable[Metric]:
-        """The name, so that no other can take it."""
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        """The family without samples."""
         yield HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
 
     def collect(self) -> Iterator[Metric]:
         """The family, with the samples of each series."""
-        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
+        (family,) = self.describe()
         for values, child in list(self._children.items()):
             buckets = list(zip(self._shown, accumulate(child.counts), strict=True))
             family.add_metric(values, buckets, child.sum)

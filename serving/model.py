@@ -7,7 +7,6 @@ It is a whole `kserve.Model`: a subclass may have its own `preprocess` and `post
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from serving.calls import Call
 from serving.dataplane import DataPlane
 from serving.errors import ServingError
 from serving.transport.grpc import GrpcRequest
+from serving.transport.head import new_identity
 from serving.transport.v1 import V1Request
 
 
@@ -65,7 +65,7 @@ class RegistryModel(Model):
 
     async def predict(self, payload: Any, headers: dict[str, str] | None = None, response_headers: Any = None) -> Any:
         """One V1 document or one Open Inference request through the data plane, and the answer in the same kind."""
-        request_id = (headers or {}).get("x-request-id") or uuid.uuid4().hex
+        request_id = (headers or {}).get("x-request-id") or new_identity()
         call = Call(self.name, request_id=request_id, received=time.monotonic())
         if isinstance(payload, InferRequest):
             reply = await self._plane().infer(call, GrpcRequest(_message(payload)))

@@ -90,9 +90,10 @@ class Stuck(Puppets):
 
     def __init__(self, folder: Path, freed: threading.Event) -> None:
         super().__init__(folder)
-        self._freed = freed
+        self._freed, self.asked = freed, threading.Event()
 
     def warm(self) -> None:
+        self.asked.set()
         self._freed.wait(60)
 
 
@@ -112,9 +113,10 @@ async def test_what_workers_are_forked_from_has_a_bound_too(tmp_path: Path, free
 
 async def test_the_end_does_not_wait_for_what_never_comes_up(tmp_path: Path, freed: threading.Event) -> None:
     """The drain bound holds."""
-    supervisor = Supervisor(2, Stuck(tmp_path, freed), 0.1, BOUNDS)
+    stuck = Stuck(tmp_path, freed)
+    supervisor = Supervisor(2, stuck, 0.1, BOUNDS)
     running = asyncio.create_task(supervisor.run())
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(stuck.asked.wait, 10)
     supervisor.stop()
     assert await asyncio.wait_for(running, 10) == 1
 
