@@ -235,7 +235,7 @@ class Batcher:
             return
         self._scheduled, self._asked = True, time.monotonic()
         if self._on_loop:
-            self._turns.ask(self)
+            self._turns.ask(self, full=self._queue.depth >= self.most)
         else:
             asyncio.get_running_loop().call_soon(self.turn)
 

@@ -36,7 +36,12 @@ class Partial:
 
 
 def decode_instances(schema: InputSchema, instances: Any, keys: frozenset[str]) -> Partial:
-    """V1 rows: all lists in signature order, or all objects by column name. `keys` are entity keys that may appear."""
+    """V1 rows: all lists in signature order, or all objects by column name. `keys` are entity keys that may appear.
+
+    A schema that `takes_floats` takes an array of numbers as well.
+    """
+    if isinstance(instances, np.ndarray):
+        return Partial(len(instances), arrays=(_from_array(schema, instances),))
     if not isinstance(instances, list) or not instances:
         raise BadRequest("'instances' must be a list with at least one row.")
     if schema.tensors:
@@ -59,6 +64,16 @@ def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:
             return (fast,)
     by_column = zip(*rows, strict=True)
     return lay_out(schema, [cast(c, values) for c, values in zip(schema.columns, by_column, strict=True)])
+
+
+def _from_array(schema: InputSchema, rows: np.ndarray) -> np.ndarray:
+    if schema.tensors:
+        check_shape(schema.tensors[0], schema.names[0], rows.shape)
+        return narrow(schema.names[0], rows, np.dtype(schema.tensors[0].dtype))
+    assert schema.matrix is not None
+    if rows.shape[1:] != (len(schema.columns),):
+        raise BadRequest(f"Every instance must have {len(schema.columns)} values: {_named(schema)}.")
+    return narrow("instances", rows, schema.matrix)
 
 
 def numbers(rows: list[Any], dtype: np.dtype[Any]) -> np.ndarray | None:

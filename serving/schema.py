@@ -59,6 +59,11 @@ class InputSchema:
         """Whether one `[n, k]` tensor can stand for all columns."""
         return bool(self.columns) and all(c.type in NUMERIC for c in self.columns)
 
+    @property
+    def takes_floats(self) -> bool:
+        """Whether one array of floats is all that it takes."""
+        return self.matrix is not None or (len(self.tensors) == 1 and np.dtype(self.tensors[0].dtype).kind == "f")
+
     def rows(self, arrays: tuple[np.ndarray, ...]) -> int:
         """The number of rows that decoded arrays hold."""
         return len(arrays[0])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
+from collections.abc import Callable
 from typing import Protocol
 
-#: A tick runs batches for about so long before the loop looks after its sockets again; one always runs.
-TICK_SECONDS = 0.002
+#: A tick runs batches for about so long before the loop looks after its sockets again, or as long as it has just looked after
+#: them, if that is more: else answers to those who are turned away would leave no time for those who were taken in.
+TICK_SECONDS, MOST_SECONDS = 0.002, 0.020
 
 
 class Member(Protocol):
@@ -22,23 +25,26 @@ class Member(Protocol):
 
 
 class Turns:
-    """Runs members in the tick after they ask, each at most once per tick, whoever has used the least first.
+    """Runs members in the tick after they ask, whoever has used the least first. In one tick each has at most one batch that
+    is not full: the sockets may have more for it. One batch always runs.
 
     One that comes back after a rest has no credit: it starts where those who work are (start-time fair queueing).
     """
 
-    def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, Member]] = []
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._waiting: list[tuple[float, int, Member, bool]] = []
         self._order = 0
         self._level = 0.0
         self._scheduled = False
+        self._ended = math.inf
 
-    def ask(self, member: Member) -> None:
-        """The member wants one turn. It may ask again during it, and not before."""
+    def ask(self, member: Member, *, full: bool = False) -> None:
+        """The member wants one turn, for a batch that is `full` or not. It may ask again during it, and not before."""
         if member.used < self._level:
             member.used = self._level
         self._order += 1
-        heapq.heappush(self._waiting, (member.used, self._order, member))
+        heapq.heappush(self._waiting, (member.used, self._order, member, full))
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._run)
@@ -46,20 +52,23 @@ class Turns:
     def _run(self) -> None:
         waiting = self._waiting
         try:
-            if len(waiting) == 1:  # as nearly always
-                self._level, _, member = waiting.pop()
+            if len(waiting) == 1 and not waiting[0][3]:  # as nearly always
+                self._level, _, member, _ = waiting.pop()
                 member.turn()
             else:
                 self._share()
         finally:
             self._scheduled = bool(waiting)
+            self._ended = math.inf
             if waiting:
+                self._ended = self._clock()
                 asyncio.get_running_loop().call_soon(self._run)
 
     def _share(self) -> None:
-        waiting, until = self._waiting, time.perf_counter() + TICK_SECONDS
-        had: list[Member] = []
-        while waiting and waiting[0][2] not in had and (not had or time.perf_counter() < until):
-            self._level, _, member = heapq.heappop(waiting)
-            had.append(member)
+        waiting, now = self._waiting, self._clock()
+        until = now + min(max(TICK_SECONDS, now - self._ended), MOST_SECONDS)
+        had: set[Member] = set()
+        while waiting and (waiting[0][3] or waiting[0][2] not in had) and (not had or self._clock() < until):
+            self._level, _, member, _ = heapq.heappop(waiting)
+            had.add(member)
             member.turn()

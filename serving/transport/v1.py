@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import shown
 from serving.transport.head import PLAIN
+from serving.transport.numeric import LEAST_BYTES, parse_rows
 from serving.waiting import LOW, NORMAL, Priority
 
 KEYS = {"instances", "parameters", "signature_name", "id"}
@@ -65,15 +67,13 @@ class V1Request:
 
     def decode(self, loaded: Loaded) -> Decoded:
         """Rows and parameters, checked against the version's schema."""
-        document = parse_object(self._body)
-        if "instances" not in document:
-            raise BadRequest("The body must have 'instances', a list of rows.")
-        if not document.keys() <= KEYS:
-            key = min(document.keys() - KEYS)
-            raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
-        output, per_instance, priority = parse_parameters(document.get("parameters"))
-        keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_instances(loaded.schema, document["instances"], keys), output, per_instance, priority)
+        body = self._body
+        if len(body) >= LEAST_BYTES and loaded.schema.takes_floats:
+            numbers = parse_rows(body)
+            if numbers is not None:
+                with suppress(BadRequest):  # the other way says what is wrong
+                    return _decoded(numbers, loaded)
+        return _decoded(parse_object(body), loaded)
 
     @property
     def may_hurry(self) -> bool:
@@ -83,6 +83,17 @@ class V1Request:
     def encode(self, answer: Answer) -> bytes:
         """The answer as JSON; NaN and infinity become null."""
         return dumps(to_document(answer))
+
+
+def _decoded(document: dict[str, Any], loaded: Loaded) -> Decoded:
+    if "instances" not in document:
+        raise BadRequest("The body must have 'instances', a list of rows.")
+    if not document.keys() <= KEYS:
+        key = min(document.keys() - KEYS)
+        raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
+    output, per_instance, priority = parse_parameters(document.get("parameters"))
+    keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
+    return Decoded(decode_instances(loaded.schema, document["instances"], keys), output, per_instance, priority)
 
 
 def to_document(answer: Answer) -> dict[str, Any]:

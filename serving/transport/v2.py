@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from serving.runtimes.base import datatype_of
 from serving.schema import shown
 from serving.tensors import Given, check_given, decode_tensors
 from serving.transport.head import OCTETS, PLAIN
+from serving.transport.numeric import LEAST_BYTES, parse_tensors
 from serving.transport.raw import from_raw, to_raw
 from serving.transport.v1 import PRIORITY, dumps, parse_object, parse_parameters
 
@@ -62,7 +64,15 @@ class V2Request:
 
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors and parameters, checked against the version's schema."""
-        document, tail = self._parts()
+        body = self._body
+        if len(body) >= LEAST_BYTES and self._json_length is None:
+            numbers = parse_tensors(body, loaded.lookup.keys if loaded.lookup is not None else frozenset())
+            if numbers is not None:
+                with suppress(BadRequest):  # the other way says what is wrong
+                    return self._decoded(numbers, _NOTHING, loaded)
+        return self._decoded(*self._parts(), loaded)
+
+    def _decoded(self, document: dict[str, Any], tail: Tail, loaded: Loaded) -> Decoded:
         self._id = document.get("id")
         if not isinstance(self._id, str | None):
             raise BadRequest("'id' must be a string.")
@@ -87,7 +97,7 @@ class V2Request:
 
     def _parts(self) -> tuple[dict[str, Any], Tail]:
         if self._json_length is None:
-            return parse_object(self._body), Tail(memoryview(b""))
+            return parse_object(self._body), _NOTHING
         if not self._json_length.isdigit() or int(self._json_length[:19]) > len(self._body):
             raise BadRequest("The header inference-header-content-length must be the length of the JSON in the body.")
         length = int(self._json_length[:19])
@@ -126,6 +136,9 @@ class Tail:
             raise BadRequest(f"Tensor {shown(name)!r} has a 'binary_data_size' that the body does not have.")
         taken, self.left = self.left[:size], self.left[size:]
         return taken
+
+
+_NOTHING = Tail(memoryview(b""))
 
 
 def _never(name: str) -> bool:
@@ -167,9 +180,14 @@ def given_of(tensor: Any, tail: Tail) -> Given:
             raise BadRequest(f"Tensor {shown(name)!r} has both 'data' and binary data.")
         raw = from_raw(name, tensor["datatype"], tail.take(name, parameters["binary_data_size"]))
         return check_given(Given(name, tensor["datatype"], tuple(shape), raw))
-    if not isinstance(data, list):
+    flat: list[Any] | np.ndarray
+    kinds: set[type] | None = None
+    if isinstance(data, np.ndarray):
+        flat, nested = data.ravel(), data.shape
+    elif isinstance(data, list):
+        flat, nested, kinds = flatten(data, name)
+    else:
         raise BadRequest(f"Tensor {shown(name)!r} must have 'data', a list.")
-    flat, nested, kinds = flatten(data, name)
     if len(nested) > 1 and nested != tuple(shape):
         raise BadRequest(f"The data of tensor {shown(name)!r} do not have its shape.")
     return check_given(Given(name, tensor["datatype"], tuple(shape), flat, kinds))

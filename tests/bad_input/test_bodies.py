@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from serving.transport.numeric import LEAST_BYTES
 from tests.bad_input.asking import GOOD, INFER, OBJECT, PREDICT, ROW, SECRET, ask, check_error, tensor
 from tests.servers import Server
 
@@ -17,6 +18,12 @@ def row(**changed: Any) -> dict[str, Any]:
 
 def without(name: str) -> dict[str, Any]:
     return {"instances": [{k: v for k, v in OBJECT.items() if k != name}]}
+
+
+def short_and_long(body: Any) -> tuple[bytes, bytes]:
+    """The body, and the same at a length at which numbers are read another way."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return data, data + b" " * LEAST_BYTES
 
 
 BODIES: list[tuple[str, Any, str]] = [
@@ -77,7 +84,8 @@ BODIES: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("body", "says"), [pytest.param(*case[1:], id=case[0]) for case in BODIES])
 def test_a_v1_body_that_does_not_fit_is_a_400_that_says_why(server: Server, body: Any, says: str) -> None:
     """It names the column or the key, never the value."""
-    check_error(ask(server, "POST", PREDICT, body, {"content-type": "application/json"}), 400, says)
+    for written in short_and_long(body):
+        check_error(ask(server, "POST", PREDICT, written, {"content-type": "application/json"}), 400, says)
 
 
 def by_column(**changed: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,4 +152,5 @@ V2_BODIES: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("body", "says"), [pytest.param(*case[1:], id=case[0]) for case in V2_BODIES])
 def test_a_v2_body_that_does_not_fit_is_a_400_that_says_why(server: Server, body: Any, says: str) -> None:
     """Names, datatypes, shapes and values are checked before anything is computed."""
-    check_error(ask(server, "POST", INFER, body, {"content-type": "application/json"}), 400, says)
+    for written in short_and_long(body):
+        check_error(ask(server, "POST", INFER, written, {"content-type": "application/json"}), 400, says)

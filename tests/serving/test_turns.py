@@ -4,22 +4,37 @@ import asyncio
 
 import pytest
 
-from serving.turns import Turns
+from serving.turns import TICK_SECONDS, Turns
+
+
+class Clock:
+    """Stands still unless it is put forward."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Busy:
-    """A member with work for `turns` turns, each of which takes `cost`; it notes the name of who had one in `had`."""
+    """A member with work for `left` turns, each of which takes `cost`, by `clock`; it notes the name of who had one in
+    `had`."""
 
-    def __init__(self, turns: Turns, had: list[str], name: str, cost: float, left: int) -> None:
+    def __init__(
+        self, turns: Turns, had: list[str], name: str, cost: float, left: int, *, full: bool = False,
+        clock: Clock | None = None,
+    ) -> None:  # fmt: skip
         self.used = 0.0
         self._turns, self._had, self._name, self._cost, self.left = turns, had, name, cost, left
+        self._full, self._clock = full, clock or Clock()
 
     def turn(self) -> None:
         self.used += self._cost
         self._had.append(self._name)
+        self._clock.now += self._cost
         self.left -= 1
         if self.left:
-            self._turns.ask(self)
+            self._turns.ask(self, full=self._full)
 
 
 async def ticks(count: int) -> None:
@@ -76,9 +91,43 @@ async def test_one_that_breaks_stops_nobody() -> None:
     assert had == ["broken", "sound", "sound"]
 
 
+async def test_full_batches_wait_for_nothing() -> None:
+    """There is nothing that the sockets could add to them; yet they end with the tick's time."""
+    clock, had = Clock(), list[str]()
+    turns = Turns(clock)
+    turns.ask(Busy(turns, had, "long", TICK_SECONDS / 2.5, 4, full=True, clock=clock), full=True)
+    await ticks(1)
+    assert len(had) == 3
+    await ticks(1)
+    assert len(had) == 4
+
+
+async def test_full_batches_and_others_alternate() -> None:
+    """Whoever has used the least goes first, whether its batch is full or not."""
+    turns, had = Turns(), list[str]()
+    turns.ask(Busy(turns, had, "full", 0.1, 3, full=True), full=True)
+    turns.ask(Busy(turns, had, "not", 0.1, 3))
+    await ticks(1)
+    assert had == ["full", "not", "full"]
+
+
+@pytest.mark.parametrize(("sockets", "batches"), [(0.5, 2), (6, 6), (100, 20)])
+async def test_batches_have_as_long_as_the_sockets_had(sockets: float, batches: int) -> None:
+    """Where turning others away takes most of the time, those who were taken in have half of it, within a bound."""
+    clock, had = Clock(), list[str]()
+    turns = Turns(clock)
+    step = TICK_SECONDS / 2 + 1e-9
+    turns.ask(Busy(turns, had, "a", step, 1000, full=True, clock=clock), full=True)
+    await ticks(1)
+    had.clear()
+    clock.now += sockets * step
+    await ticks(1)
+    assert len(had) == batches
+
+
 @pytest.mark.parametrize("members", [1, 40])
 async def test_a_tick_ends_though_there_is_work(members: int) -> None:
-    """The loop comes to its sockets between any two batches of one member."""
+    """The loop comes to its sockets between any two batches of one member that are not full."""
     turns, had = Turns(), list[str]()
     for name in range(members):
         turns.ask(Busy(turns, had, str(name), 0.001, 5))
