@@ -1,8 +1,8 @@
 """What workers cost: the time from the start to ready, and the memory of all processes, with one and with two workers.
 
-python -m scripts.workers_cost [--rounds 3] [--workers 1 2]
+python -m scripts.workers_cost [--rounds 3] [--workers 1 2] [--weights MB]
 
-Each start is warm: the files of the libraries are in the page cache, the version in the artifact cache. RSS counts what
+With `--weights`, of a PyTorch network of that size instead of a logistic regression. Each start is warm: the files of the libraries are in the page cache, the version in the artifact cache. RSS counts what
 processes share once for each, PSS once.
 """
 
@@ -48,10 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--weights", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        uri = _model(Path(folder))
+        uri = _network(Path(folder), args.weights) if args.weights else _model(Path(folder))
         _measure(uri, Path(folder), 1)  # fills the caches
         rounds = [[_measure(uri, Path(folder), count) for count in args.workers] for _ in range(args.rounds)]
     for i, count in enumerate(args.workers):
@@ -65,6 +66,21 @@ def _model(folder: Path) -> str:
     signature = infer_signature(x, np.arange(2))
     said = {"signature": signature, "pip_requirements": ["mlflow"], "serialization_format": "skops"}
     mlflow.sklearn.save_model(estimator, str(path), **said)
+    return str(path)
+
+
+def _network(folder: Path, megabytes: int) -> str:
+    """A network of so many megabytes, exported as MLflow does by default."""
+    import torch
+
+    width = round((megabytes * 2**20 / 4 / 4) ** 0.5)
+    layers = [torch.nn.Linear(WIDTH, width), *(torch.nn.Linear(width, width) for _ in range(4))]
+    network, path = torch.nn.Sequential(*layers, torch.nn.Linear(width, 1)), folder / "model"
+    example = np.zeros((2, WIDTH), np.float32)
+    signature = infer_signature(example, np.zeros((2, 1), np.float32))
+    mlflow.pytorch.save_model(
+        network, str(path), signature=signature, input_example=example, pip_requirements=["mlflow"]
+    )
     return str(path)
 
 

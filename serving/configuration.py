@@ -25,11 +25,13 @@ ACTIVATIONS = ("none", "sigmoid", "softmax")
 
 @dataclass(frozen=True, slots=True)
 class TorchOptions:
-    """How PyTorch computes a network: the operator's word, which changes numbers or needs what not every machine has."""
+    """How PyTorch computes a network: the operator's word, which changes numbers or needs what not every machine has.
+    `shared` if several processes load it."""
 
     device: str = "cpu"
     compile: bool = False
     autocast: str = "none"
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def options_of(entry: ModelEntry, settings: Settings) -> ModelOptions:
         memory_mb=int(_first(entry.memory_mb, defaults.memory_mb, 0)),
         hang_seconds=float(_first(entry.hang_seconds, defaults.hang_seconds, 60.0)),
         accelerate=_first(entry.accelerate, defaults.accelerate, "auto"),
-        torch=_torch(entry.torch, defaults.torch),
+        torch=_torch(entry.torch, defaults.torch, shared=settings.server.workers > 1),
         response_cache=_cache(entry.response_cache, defaults.response_cache),
         entry=_layer(entry),
         defaults=_layer(defaults),
@@ -57,11 +57,12 @@ def _cache(own: ResponseCache, defaults: ResponseCache) -> CacheLimits:
     return CacheLimits(int(_first(own.max_bytes, defaults.max_bytes, 0)), _first(own.ttl_seconds, defaults.ttl_seconds))
 
 
-def _torch(own: Torch, defaults: Torch) -> TorchOptions:
+def _torch(own: Torch, defaults: Torch, *, shared: bool) -> TorchOptions:
     return TorchOptions(
         device=_first(own.device, defaults.device, "cpu"),
         compile=bool(_first(own.compile, defaults.compile)),
         autocast=_first(own.autocast, defaults.autocast, "none"),
+        shared=shared,
     )
 
 

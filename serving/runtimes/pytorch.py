@@ -19,6 +19,7 @@ from serving.examples import blank_rows, example_rows
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.exported import BatchSize, load_exported
 from serving.runtimes.interpret import Interpretation
+from serving.runtimes.mapped import map_weights
 from serving.schema import InputSchema
 
 TOLERANCE = 1e-6
@@ -96,10 +97,13 @@ def load_pytorch(model: MLmodel, schema: InputSchema, configuration: Configurati
     add_code(model.path, model.flavor("pytorch"))
     device = device_of(configuration.torch.device)
     if saved_as_pt2(model):
-        network, size = load_exported(_pt2(model), device)
+        file = _pt2(model)
+        network, size = load_exported(file, device)
     else:
         file = _folder(model) / "model.pth"
         network, size = torch.load(file, map_location=device, weights_only=False).to(device).eval(), _ANY_SIZE
+    if configuration.torch.shared:
+        map_weights(network, file)
     runtime = TorchRuntime(network, schema, configuration, size, device)
     if not configuration.torch.compile:
         return runtime

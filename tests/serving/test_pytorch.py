@@ -104,6 +104,39 @@ def test_a_device_that_is_not_there_fails_the_version(tmp_path: Path) -> None:
     assert np.allclose(raw_of(loaded), network(torch.tensor(ROWS)).detach().numpy(), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_of_several_workers_are_the_files_pages(tmp_path: Path, pickled: bool) -> None:
+    """Both formats: the answers are the same, and the large weights are where the kernel keeps one copy for all."""
+    from serving.runtimes.mapped import LEAST_BYTES
+
+    network = torch.nn.Sequential(torch.nn.Linear(2, 1024), torch.nn.Linear(1024, 1024), torch.nn.Linear(1024, 2))
+    own, _ = load(tmp_path / "own", network=network, pickled=pickled)
+    shared, _ = load(tmp_path / "shared", network=network, pickled=pickled, shared=True)
+    assert raw_of(shared).tobytes() == raw_of(own).tobytes()
+    file = tmp_path / "shared" / "model" / "data" / f"model.{'pth' if pickled else 'pt2'}"
+    places = [
+        range(*(int(end, 16) for end in line.split()[0].split("-")))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(file))
+    ]
+    runtime: Any = shared.runtime
+    for weight in runtime.network.parameters():
+        assert any(weight.data_ptr() in place for place in places) == (weight.nbytes >= LEAST_BYTES)
+
+
+def test_what_is_no_archive_is_not_mapped(tmp_path: Path) -> None:
+    """PyTorch's format of before 1.6, and weights that are not those of the file."""
+    from serving.runtimes.mapped import map_weights
+
+    network = torch.nn.Linear(1024, 1024)
+    torch.save(network, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert map_weights(network, tmp_path / "old.pth") == 0
+    torch.save(torch.nn.Linear(1024, 1024), tmp_path / "other.pth")
+    assert map_weights(network, tmp_path / "other.pth") == 0
+    assert map_weights(network.half(), tmp_path / "other.pth") == 0
+
+
 @pytest.mark.parametrize("form", ["bfloat16", "float16"])
 @pytest.mark.filterwarnings("ignore")
 def test_autocast_computes_in_half_precision(tmp_path: Path, form: str) -> None:
@@ -175,6 +208,14 @@ def test_an_entry_says_what_it_wants_and_the_defaults_say_the_rest() -> None:
     found = [options_of(entry, settings).torch for entry in settings.models]
     assert found == [TorchOptions("auto", False, "bfloat16"), TorchOptions("cuda", False, "bfloat16")]
     assert ModelOptions().torch == TorchOptions("cpu", False, "none")
+
+
+def test_workers_share_what_they_can() -> None:
+    """One server process has nobody to share with."""
+    for workers in (1, 2):
+        said = {"server": {"workers": workers}, "models": [{"name": "a", "uri": "models:/a/1"}]}
+        settings = load_settings(said, {})
+        assert options_of(settings.models[0], settings).torch.shared == (workers > 1)
 
 
 def test_a_process_of_its_own_computes_as_the_operator_says(tmp_path: Path) -> None:
