@@ -29,6 +29,7 @@ from serving.fleet import Fleet, Seat
 from serving.herd import Herd
 from serving.lifecycle import State
 from serving.loading import Loader
+from serving.malloc import give_back, keep_freed
 from serving.manager import ModelManager
 from serving.memory import resident_bytes
 from serving.model import RegistryModel
@@ -179,6 +180,8 @@ async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
         if limits.fail_fast:
             each.manager.first_failure = server.fail
     gc.freeze()  # what is imported stays; collecting after an unload then costs little
+    give_back()
+    keep_freed(os.environ)
     # A full collection stands still for a tenth of a second, and requests leave no old cycles: unloading collects them.
     gc.set_threshold(*gc.get_threshold()[:2], 1000)
     code = await server.serve(lambda: _started(settings))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from cachetools import LRUCache
 
 from serving.errors import NoRoom
 from serving.lifecycle import State
+from serving.malloc import give_back
 from serving.runtimes.spawn import anonymous_bytes
 from serving.schema import shown
 from serving.servable import Servable
@@ -163,9 +163,3 @@ def elsewhere(servable: Servable) -> int:
 def resident_bytes() -> int:
     """What the process holds in memory now."""
     return int(psutil.Process().memory_info().rss)
-
-
-def give_back() -> None:
-    """Freed memory stays with the C library unless it is told; glibc alone can be."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
