@@ -23,7 +23,8 @@ from serving.slim import skops_io
 io = skops_io()
 from skops.io._trusted_types import SKLEARN_ESTIMATOR_TYPE_NAMES as names
 adapters = [name for name in sys.modules if "array_api_compat" in name and sys.modules[name] is None]
-print(sorted({"torch", "dask", "cupy"} & set(sys.modules)), adapters, "sklearn.svm._classes.SVC" in names)
+print(sorted({"torch", "dask", "cupy", "pytest", "rich"} & set(sys.modules)), adapters, "sklearn.svm._classes.SVC" in names)
+import pytest
 """
     assert python(code) == "[] [] True"
 
