@@ -110,6 +110,8 @@ class Batcher:
         """
         if self._runtime is None:
             raise NotReady("This version is no longer loaded; ask again.")
+        if self._queue.depth >= self.most and self._on_loop and not self.running:
+            self._turns.at_once(self)
         if self._queue.depth + rows > self._admission.free:
             self._admission.check(self._queue.depth, rows, deadline, priority)
         item = Item(arrays, rows, want, deadline, time.monotonic(), done, priority)

@@ -461,6 +461,45 @@ async def test_models_on_the_loop_take_turns() -> None:
         b.close()
 
 
+async def test_a_full_batch_does_not_wait_for_the_rest_of_its_tick() -> None:
+    """On the loop it runs when the next request comes; a burst is over before the loop goes on."""
+    runtime, heard = Doubler(), list[Outputs | Exception]()
+    b = batcher(runtime, INLINE, max_rows=4, max_queue=6)
+
+    def submit(value: float) -> None:
+        b.submit((np.array([[value]]),), 1, Want.LABELS, None, lambda result, seconds: heard.append(result))
+
+    for i in range(10):
+        submit(float(i))
+    assert runtime.batches == [4, 4]
+    assert runtime.seen == [float(i) for i in range(8)]
+    assert b.depth == 2
+    await until(lambda: len(heard) == 10)
+    assert runtime.batches == [4, 4, 2]
+    b.close()
+
+
+async def test_an_answer_may_ask_again_at_once() -> None:
+    """Requests that follow each other on one connection begin where the one before ends, within a batch of others."""
+    runtime, heard = Doubler(), list[float]()
+    b = batcher(runtime, INLINE, max_rows=2)
+
+    def submit(value: float) -> None:
+        def done(result: Outputs | Exception, seconds: float) -> None:
+            heard.append(value)
+            if value < 30:
+                submit(value + 10)
+
+        b.submit((np.array([[value]]),), 1, Want.LABELS, None, done)
+
+    for i in range(5):
+        submit(float(i))
+    await until(lambda: len(heard) == 20)
+    assert sorted(heard) == [float(10 * tens + i) for tens in range(4) for i in range(5)]
+    assert max(runtime.batches) == 2
+    b.close()
+
+
 async def test_a_target_bounds_the_rows_of_a_batch() -> None:
     """One row takes a millisecond here, and a batch should take ten: the batches of a burst get smaller than `max_rows`."""
 

@@ -102,6 +102,24 @@ async def test_full_batches_wait_for_nothing() -> None:
     assert len(had) == 4
 
 
+async def test_at_once_if_nobody_else_waits() -> None:
+    """A member that did not ask has no turn, and with another the order is by use."""
+    turns, had = Turns(), list[str]()
+    a, b = Busy(turns, had, "a", 0.1, 9), Busy(turns, had, "b", 0.1, 9)
+    turns.at_once(a)
+    assert had == []
+    turns.ask(a)
+    turns.at_once(b)
+    assert had == []
+    turns.at_once(a)
+    assert had == ["a"]
+    turns.ask(b)
+    turns.at_once(a)
+    assert had == ["a"]
+    await ticks(1)
+    assert had == ["a", "b", "a"]
+
+
 async def test_full_batches_and_others_alternate() -> None:
     """Whoever has used the least goes first, whether its batch is full or not."""
     turns, had = Turns(), list[str]()
