@@ -38,7 +38,7 @@ class Partial:
 def decode_instances(schema: InputSchema, instances: Any, keys: frozenset[str]) -> Partial:
     """V1 rows: all lists in signature order, or all objects by column name. `keys` are entity keys that may appear.
 
-    A schema that `takes_floats` takes an array of numbers as well.
+    A schema of `one_array` takes an array of numbers as well.
     """
     if isinstance(instances, np.ndarray):
         return Partial(len(instances), arrays=(_from_array(schema, instances),))

@@ -15,8 +15,8 @@ MOST = 64  # the first of a large batch do not wait for the encoding of the last
 
 
 class Outbox:
-    """While it is open, as a context, it keeps what is to be sent; leaving it sends all of that. Not re-entrant: one batch
-    ends at a time, on the loop."""
+    """While it is open, as a context, it keeps what is to be sent; leaving it sends all of that. One within
+    another, of a request that an answer began, only sends sooner."""
 
     def __init__(self) -> None:
         self._open = False

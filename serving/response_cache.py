@@ -120,7 +120,7 @@ class Store:
     def keep(self, key: bytes, outputs: Outputs, now: float) -> None:
         """Keeps an answer that is not there yet, if it is not too large."""
         size = size_of(outputs)
-        if size is None or size > self._limits.max_bytes // LARGEST_SHARE:
+        if key in self._entries or size is None or size > self._limits.max_bytes // LARGEST_SHARE:
             return
         self._entries[key] = (outputs, size, now)
         self.bytes += size

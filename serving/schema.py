@@ -60,9 +60,16 @@ class InputSchema:
         return bool(self.columns) and all(c.type in NUMERIC for c in self.columns)
 
     @property
-    def takes_floats(self) -> bool:
+    def all_floats(self) -> bool:
+        """Whether every column, or every tensor, is of floats."""
+        if self.columns:
+            return all(c.type in FLOATS for c in self.columns)
+        return all(np.dtype(t.dtype).kind == "f" for t in self.tensors)
+
+    @property
+    def one_array(self) -> bool:
         """Whether one array of floats is all that it takes."""
-        return self.matrix is not None or (len(self.tensors) == 1 and np.dtype(self.tensors[0].dtype).kind == "f")
+        return self.matrix is not None or (len(self.tensors) == 1 and self.all_floats)
 
     def rows(self, arrays: tuple[np.ndarray, ...]) -> int:
         """The number of rows that decoded arrays hold."""

@@ -36,8 +36,8 @@ class Turns:
         self._waiting: list[tuple[float, int, Member, bool]] = []
         self._order = 0
         self._level = 0.0
-        self._scheduled = False
-        self._ended = math.inf
+        self._scheduled = self._running = False
+        self._ended, self._spent = math.inf, 0.0
 
     def ask(self, member: Member, *, full: bool = False) -> None:
         """The member wants one turn, for a batch that is `full` or not. It may ask again during it, and not before."""
@@ -50,33 +50,42 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def at_once(self, member: Member) -> None:
-        """Has the member's turn now, if it waits for one and nobody else does: its batch is full, and its rows are still in
-        the caches of the core."""
+        """Has the member's turn now, if it waits for one, nobody else does, and the tick has time left: its batch is full,
+        and its rows are still in the caches of the core. Not within a turn: its answers may begin requests."""
         waiting = self._waiting
-        if len(waiting) == 1 and waiting[0][2] is member:
-            self._level, _, _, _ = waiting.pop()
+        if self._running or self._spent >= MOST_SECONDS or len(waiting) != 1 or waiting[0][2] is not member:
+            return
+        began = self._clock()
+        self._turn()
+        self._spent += self._clock() - began
+
+    def _turn(self) -> Member:
+        self._level, _, member, _ = heapq.heappop(self._waiting)
+        self._running = True
+        try:
             member.turn()
+        finally:
+            self._running = False
+        return member
 
     def _run(self) -> None:
         waiting = self._waiting
         try:
             if len(waiting) == 1 and not waiting[0][3]:  # as nearly always
-                self._level, _, member, _ = waiting.pop()
-                member.turn()
+                self._turn()
             else:
                 self._share()
         finally:
             self._scheduled = bool(waiting)
-            self._ended = math.inf
+            self._ended, self._spent = math.inf, 0.0
             if waiting:
                 self._ended = self._clock()
                 asyncio.get_running_loop().call_soon(self._run)
 
     def _share(self) -> None:
         waiting, now = self._waiting, self._clock()
-        until = now + min(max(TICK_SECONDS, now - self._ended), MOST_SECONDS)
+        sockets = now - self._ended - self._spent
+        until = now + min(max(TICK_SECONDS, sockets), MOST_SECONDS)
         had: set[Member] = set()
         while waiting and (waiting[0][3] or waiting[0][2] not in had) and (not had or self._clock() < until):
-            self._level, _, member, _ = heapq.heappop(waiting)
-            had.add(member)
-            member.turn()
+            had.add(self._turn())

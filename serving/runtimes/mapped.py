@@ -37,7 +37,8 @@ def map_weights(network: Any, file: Path) -> int:
             if view is not None:
                 weight.data = view
                 mapped += weight.nbytes
-    log.info("weights are shared between workers", extra={"bytes": mapped})
+    if mapped:
+        log.info("weights are shared between workers", extra={"bytes": mapped})
     return mapped
 
 

@@ -102,7 +102,7 @@ def load_pytorch(model: MLmodel, schema: InputSchema, configuration: Configurati
     else:
         file = _folder(model) / "model.pth"
         network, size = torch.load(file, map_location=device, weights_only=False).to(device).eval(), _ANY_SIZE
-    if configuration.torch.shared:
+    if configuration.torch.shared and device.type == "cpu":
         map_weights(network, file)
     runtime = TorchRuntime(network, schema, configuration, size, device)
     if not configuration.torch.compile:

@@ -15,6 +15,8 @@ import simdjson
 
 #: Below so many bytes the other way is as fast.
 LEAST_BYTES = 2048
+#: Fields of an object that somebody may have use for; finding one takes a look at all before it.
+MOST_FIELDS = 16
 _BRACKET = ord("[")
 _Convert = Callable[[Any], tuple[Any, int]]
 
@@ -31,14 +33,14 @@ def parse_tensors(body: bytes, keys: frozenset[str]) -> dict[str, Any] | None:
     if body.find(b'"FP', 0, 512) == -1:  # most likely integers or texts
         return None
     document = _parse(body, "inputs", _tensors)
-    if document is None or any(tensor.get("name") in keys for tensor in document["inputs"]):
+    if document is None or any(tensor["name"] in keys for tensor in document["inputs"]):
         return None  # the values of a key keep their type
     return document
 
 
 def _parse(body: bytes, key: str, convert: _Convert) -> dict[str, Any] | None:
-    if not body.startswith(b"{"):
-        return None  # a byte order mark would be skipped
+    if not body.startswith(b"{") or b"\\" in body:
+        return None  # a byte order mark would be skipped, and an escape may hide what is counted below
     try:
         # A parser of its own: it costs half a microsecond, and nothing of a large body stays.
         document, lists = _fields(simdjson.Parser().parse(body), key, convert)
@@ -52,6 +54,8 @@ def _fields(given: Any, special: str, convert: _Convert) -> tuple[dict[str, Any]
     """An object whose field `special` is converted, and how many lists there are in it."""
     fields: dict[str, Any] = {}
     lists = 0
+    if len(given) > MOST_FIELDS:
+        raise ValueError("too many to look each of them up")
     for name in given:
         value, more = convert(given[name]) if name == special else _plain(given[name])
         fields[name] = value
@@ -73,8 +77,8 @@ def _tensors(inputs: Any) -> tuple[list[dict[str, Any]], int]:
     tensors, lists = [], 1
     for given in inputs:
         tensor, more = _fields(given, "data", _array)
-        if tensor.get("datatype") not in ("FP64", "FP32", "FP16"):
-            raise ValueError("large integers are no float64")
+        if tensor["datatype"] not in ("FP64", "FP32", "FP16") or not isinstance(tensor["name"], str):
+            raise ValueError("no tensor, or one whose large integers are no float64")
         tensors.append(tensor)
         lists += more
     return tensors, lists

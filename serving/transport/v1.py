@@ -68,7 +68,7 @@ class V1Request:
     def decode(self, loaded: Loaded) -> Decoded:
         """Rows and parameters, checked against the version's schema."""
         body = self._body
-        if len(body) >= LEAST_BYTES and loaded.schema.takes_floats:
+        if len(body) >= LEAST_BYTES and loaded.schema.one_array:
             numbers = parse_rows(body)
             if numbers is not None:
                 with suppress(BadRequest):  # the other way says what is wrong

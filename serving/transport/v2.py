@@ -65,7 +65,7 @@ class V2Request:
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors and parameters, checked against the version's schema."""
         body = self._body
-        if len(body) >= LEAST_BYTES and self._json_length is None:
+        if len(body) >= LEAST_BYTES and self._json_length is None and loaded.schema.all_floats:
             numbers = parse_tensors(body, loaded.lookup.keys if loaded.lookup is not None else frozenset())
             if numbers is not None:
                 with suppress(BadRequest):  # the other way says what is wrong

@@ -102,6 +102,8 @@ V2_BODIES: list[tuple[str, Any, str]] = [
     ("inputs empty", {"inputs": []}, "at least one tensor"),
     ("an input that is no object", {"inputs": [SECRET]}, "object with 'name'"),
     ("no name", {"inputs": [tensor(name=None)]}, "object with 'name'"),
+    ("a name that is a list", {"inputs": [tensor(name=["x"])]}, "object with 'name'"),
+    ("a name that is an object", {"inputs": [tensor(name={})]}, "object with 'name'"),
     ("no datatype", {"inputs": [tensor(datatype=None)]}, "'x' must have a 'datatype'"),
     ("unknown datatype", {"inputs": [tensor(datatype="FP65")]}, "'x' has an unknown datatype"),
     ("a datatype in small letters", {"inputs": [tensor(datatype="fp64")]}, "'x' has an unknown datatype"),

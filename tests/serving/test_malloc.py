@@ -54,5 +54,5 @@ def test_large_requests_reuse_what_the_last_one_freed() -> None:
 
 
 def test_the_operator_may_say_otherwise() -> None:
-    """By glibc's own variables."""
-    assert told(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")["faults"] > 50 * 1000
+    """By glibc's own variables; large pages would make it fewer."""
+    assert told(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")["faults"] > 500

@@ -6,13 +6,22 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.transport.numeric import parse_rows, parse_tensors
+from registry.mlmodel import Column, Signature, Tensor
+from serving.configuration import ModelOptions, resolve
+from serving.errors import BadRequest
+from serving.loading import Loaded
+from serving.schema import compile_schema
+from serving.transport.numeric import LEAST_BYTES, MOST_FIELDS, parse_rows, parse_tensors
+from serving.transport.v1 import V1Request
+from serving.transport.v2 import V2Request
+from tests import fakes
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**64 - 1)
 ODD = st.sampled_from([None, True, "x", [], [1.0], {}, {"a": 1.0}, 2**70])
+PADDING = b" " * 64  # what is looked for at the beginning is not there
 MATRICES = st.integers(1, 5).flatmap(
     lambda width: st.lists(st.lists(NUMBERS, min_size=width, max_size=width), min_size=1, max_size=8)
 )
@@ -23,6 +32,7 @@ def tensor(**fields: Any) -> dict[str, Any]:
     return {"name": "x", "datatype": "FP64", "shape": [2, 2], "data": [1.5, 2, 3, 4], **fields}
 
 
+@settings(deadline=None)
 @given(MATRICES)
 def test_rows_are_what_they_are(rows: list[list[float]]) -> None:
     """To the last bit, whatever way a number is written."""
@@ -35,10 +45,11 @@ def test_rows_are_what_they_are(rows: list[list[float]]) -> None:
         assert document["instances"].shape == expected.shape
 
 
+@settings(deadline=None)
 @given(st.recursive(NUMBERS | ODD, lambda inner: st.lists(inner, max_size=4), max_leaves=12))
 def test_nothing_else_is_taken_for_numbers(instances: Any) -> None:
     """Ragged lists, lists where numbers should be, nulls, texts, booleans and objects are left to the other way."""
-    body = json.dumps({"instances": instances}).encode()
+    body = b'{"instances": ' + PADDING + json.dumps(instances).encode() + b"}"
     document = parse_rows(body)
     if document is not None:
         rows = orjson.loads(body)["instances"]
@@ -73,7 +84,10 @@ def test_rows_of_any_depth_and_what_is_beside_them() -> None:
         b'{"instances": [[1, true]]}',
         b'{"instances": [[1, null]]}',
         b'{"instances": [["1", "2"]]}',
-        b'{"instances": [{"a": 1}]}',
+        b'{"instances": [' + PADDING + b'{"a": 1}]}',
+        b'{"instances": ' + PADDING + b'{"a": [1]}}',
+        b'{"instances": [[1, [2]]], ' + PADDING + b'"parameters": {"x": "\\u005b"}}',
+        b'{"instances": [[1, 2]], ' + b", ".join(b'"%d": 0' % i for i in range(MOST_FIELDS)) + b"}",
         b'{"instances": 3}',
         b'{"instances": [[1, 2]], "instances": [[3, 4]]}',
         b'{"rows": [[1, 2]]}',
@@ -122,16 +136,135 @@ def test_tensors_of_floats() -> None:
         [tensor(data=[[1, 2], [3]])],
         [tensor(data=3)],
         [{"name": "x", "datatype": "FP64", "shape": [1]}],
-        [1],
+        [tensor(name=["x"])],
+        [tensor(name={})],
+        [tensor(datatype=None)],
+        [tensor(), 1],
+        {"x": tensor()},
+        "FP64",
         3,
-        [],
     ],
 )
 def test_tensors_left_to_the_other_way(inputs: Any) -> None:
     """Integers above 2^53 are no doubles; all else is for it to refuse."""
-    assert parse_tensors(json.dumps({"inputs": inputs}).encode(), frozenset()) is None
+    body = json.dumps({"id": "FP64", "inputs": inputs}).encode().replace(b'"FP64"', b'"FP64"' + PADDING, 1)
+    assert b'"FP' in body
+    assert parse_tensors(body, frozenset()) is None
 
 
 def test_entity_keys_keep_their_type() -> None:
     """Whole numbers are looked up as such, whatever the tensor calls them."""
     assert parse_tensors(json.dumps({"inputs": [tensor()]}).encode(), frozenset({"x"})) is None
+
+
+def loaded_with(*inputs: Column | Tensor) -> Loaded:
+    """A version that takes these."""
+    signature = Signature(inputs=inputs, outputs=())
+    runtime = fakes.Constant(fakes.Loader(), 1.0, 1)
+    return Loaded(runtime, compile_schema(signature), signature, resolve(ModelOptions(), {}, {}))
+
+
+DOUBLES = loaded_with(*(Column(name, "double") for name in "ab"))
+OPTIONAL = loaded_with(Column("a", "double"), Column("b", "double", required=False))
+FLOATS = loaded_with(*(Column(name, "float") for name in "ab"))
+BOTH = loaded_with(Column("a", "double"), Column("b", "float"))
+LONG = loaded_with(Column("a", "double"), Column("b", "long"))
+TENSOR = loaded_with(Tensor(None, "float32", (-1, 2)))
+DEEP = loaded_with(Tensor("x", "float64", (-1, 1, 2)))
+TWO = loaded_with(Tensor("x", "float32", (-1, 2)), Tensor("y", "float64", (-1,)))
+ROWS = [[i / 7, float(-i)] for i in range(100)]
+NESTED = [[row] for row in ROWS]
+COLUMN = [row[0] for row in ROWS]
+
+
+def both_ways(request: type[V1Request | V2Request], document: dict[str, Any], loaded: Loaded) -> list[Any]:
+    """What a long body is decoded to, or why not; and the same body with an escape, which keeps it from the way of numbers."""
+    plain = json.dumps({"id": "", **document}).encode() + b" " * LEAST_BYTES
+    escaped = plain.replace(b'"id": ""', b'"id": "\\u0024"')
+    heard: list[Any] = []
+    for body in (plain, escaped):
+        try:
+            arrays = request(body).decode(loaded).partial.arrays
+            assert arrays is not None
+            heard.append([(array.dtype, array.shape, array.tobytes()) for array in arrays])
+        except BadRequest as error:
+            heard.append(str(error))
+    return heard
+
+
+@pytest.mark.parametrize(
+    ("loaded", "instances", "fits"),
+    [
+        (DOUBLES, ROWS, True),
+        (OPTIONAL, ROWS, True),
+        (OPTIONAL, [*ROWS, [1.0, None]], True),
+        (FLOATS, ROWS, True),
+        (BOTH, ROWS, True),
+        (LONG, ROWS, True),
+        (TENSOR, ROWS, True),
+        (DEEP, NESTED, True),
+        (DOUBLES, [*ROWS, [1.0, 2.0**70]], True),
+        (DOUBLES, NESTED, False),
+        (DOUBLES, [*ROWS, [1.0]], False),
+        (DOUBLES, COLUMN * 3, False),
+        (FLOATS, [*ROWS, [1.0, 1e300]], False),
+        (TENSOR, NESTED, False),
+        (TENSOR, [*ROWS, [1.0, 1e300]], False),
+        (DEEP, ROWS, False),
+    ],
+)
+def test_rows_are_decoded_alike(loaded: Loaded, instances: Any, fits: bool) -> None:
+    """The same arrays to the bit, or the same sentence."""
+    plain, escaped = both_ways(V1Request, {"instances": instances}, loaded)
+    assert plain == escaped
+    assert isinstance(plain, list) == fits
+
+
+def matrix(data: list[Any], datatype: str = "FP64", name: str = "x", columns: int = 2) -> dict[str, Any]:
+    """A tensor of rows."""
+    return {"name": name, "datatype": datatype, "shape": [-1 if not data else 100, columns], "data": data}
+
+
+FLAT = [value for row in ROWS for value in row]
+NAMED = [{"name": name, "datatype": "FP64", "shape": [100], "data": COLUMN} for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("loaded", "inputs", "fits"),
+    [
+        (DOUBLES, [matrix(FLAT)], True),
+        (DOUBLES, [matrix(ROWS)], True),
+        (DOUBLES, [matrix(FLAT, "FP32")], True),
+        (DOUBLES, [matrix(FLAT, "INT64")], False),
+        (DOUBLES, NAMED, True),
+        (OPTIONAL, NAMED[:1], True),
+        (FLOATS, [matrix(FLAT, "FP16")], True),
+        (FLOATS, [matrix([*FLAT[1:], 1e300])], False),
+        (BOTH, [matrix(FLAT)], True),
+        (LONG, [matrix(FLAT)], True),
+        (TENSOR, [matrix(FLAT, "FP32", "whatever")], True),
+        (DEEP, [{**matrix(NESTED), "shape": [100, 1, 2]}], True),
+        (TWO, [matrix(ROWS), {**NAMED[0], "name": "y"}], True),
+        (DOUBLES, [matrix(FLAT, name="x", columns=3)], False),
+        (DOUBLES, [matrix(FLAT[1:])], False),
+        (DOUBLES, NAMED[:1], False),
+        (DEEP, [matrix(NESTED)], False),
+    ],
+)
+def test_tensors_are_decoded_alike(loaded: Loaded, inputs: Any, fits: bool) -> None:
+    """The same arrays to the bit, or the same sentence."""
+    plain, escaped = both_ways(V2Request, {"inputs": inputs}, loaded)
+    assert plain == escaped
+    assert isinstance(plain, list) == fits
+
+
+def test_these_bodies_do_go_the_way_of_numbers() -> None:
+    """Or the tests above would compare one way with itself."""
+    rows = json.dumps({"id": "", "instances": ROWS}).encode()
+    assert all(loaded.schema.one_array for loaded in (DOUBLES, OPTIONAL, FLOATS, TENSOR, DEEP))
+    assert not any(loaded.schema.one_array for loaded in (BOTH, LONG, TWO))
+    assert parse_rows(rows) is not None
+    assert parse_rows(rows.replace(b'""', b'"\\u0024"')) is None
+    assert all(loaded.schema.all_floats for loaded in (DOUBLES, BOTH, TENSOR, TWO))
+    assert not LONG.schema.all_floats
+    assert parse_tensors(json.dumps({"inputs": NAMED}).encode(), frozenset()) is not None

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.turns import TICK_SECONDS, Turns
+from serving.turns import MOST_SECONDS, TICK_SECONDS, Turns
 
 
 class Clock:
@@ -118,6 +118,27 @@ async def test_at_once_if_nobody_else_waits() -> None:
     assert had == ["a"]
     await ticks(1)
     assert had == ["a", "b", "a"]
+
+
+async def test_at_once_ends_with_the_ticks_time_and_never_within_a_turn() -> None:
+    """Answers may begin requests, which must not run the next batch on top of this one; and sockets never end."""
+    clock, had = Clock(), list[str]()
+    turns = Turns(clock)
+
+    class Greedy(Busy):
+        def turn(self) -> None:
+            super().turn()
+            turns.at_once(self)
+
+    member = Greedy(turns, had, "a", MOST_SECONDS / 4, 100, full=True, clock=clock)
+    turns.ask(member, full=True)
+    for count in (1, 2, 3, 4, 4, 4):
+        turns.at_once(member)
+        assert len(had) == count
+    await ticks(1)
+    before = len(had)
+    turns.at_once(member)
+    assert len(had) == before + 1
 
 
 async def test_full_batches_and_others_alternate() -> None:
