@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def compiled(native: TorchRuntime, example: tuple[np.ndarray, ...]) -> TorchRunt
     else:
         network.stance = "eager_on_recompile"
         return fast
-    return native.through(native.network, Engine(native.engine.name, why))
+    return native.through(native.network, replace(native.engine, why=why))
 
 
 def _around(array: np.ndarray, rows: int) -> np.ndarray:
