@@ -2,8 +2,9 @@
 
 python -m scripts.workers_cost [--rounds 3] [--workers 1 2] [--weights MB]
 
-With `--weights`, of a PyTorch network of that size instead of a logistic regression. Each start is warm: the files of the libraries are in the page cache, the version in the artifact cache. RSS counts what
-processes share once for each, PSS once.
+With `--weights`, of a PyTorch network of that size instead of a logistic regression. Each start is warm: the files of the
+libraries are in the page cache, the version in the artifact cache. RSS counts what processes share once for each, PSS
+once.
 """
 
 from __future__ import annotations

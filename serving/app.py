@@ -180,7 +180,7 @@ async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
         if limits.fail_fast:
             each.manager.first_failure = server.fail
     gc.freeze()  # what is imported stays; collecting after an unload then costs little
-    give_back()
+    give_back()  # what importing took in passing; what requests free is kept
     keep_freed(os.environ)
     # A full collection stands still for a tenth of a second, and requests leave no old cycles: unloading collects them.
     gc.set_threshold(*gc.get_threshold()[:2], 1000)

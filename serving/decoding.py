@@ -55,9 +55,8 @@ def decode_instances(schema: InputSchema, instances: Any, keys: frozenset[str]) 
 
 
 def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:
-    width = len(schema.columns)
-    if any(map(width.__ne__, map(len, rows))):
-        raise BadRequest(f"Every instance must have {width} values: {_named(schema)}.")
+    if any(map(len(schema.columns).__ne__, map(len, rows))):
+        raise _another_width(schema)
     if schema.matrix is not None and _NUMBERS.issuperset(map(type, chain.from_iterable(rows))):
         fast = numbers(rows, schema.matrix)
         if fast is not None:
@@ -72,8 +71,12 @@ def _from_array(schema: InputSchema, rows: np.ndarray) -> np.ndarray:
         return narrow(schema.names[0], rows, np.dtype(schema.tensors[0].dtype))
     assert schema.matrix is not None
     if rows.shape[1:] != (len(schema.columns),):
-        raise BadRequest(f"Every instance must have {len(schema.columns)} values: {_named(schema)}.")
+        raise _another_width(schema)
     return narrow("instances", rows, schema.matrix)
+
+
+def _another_width(schema: InputSchema) -> BadRequest:
+    return BadRequest(f"Every instance must have {len(schema.columns)} values: {_named(schema)}.")
 
 
 def numbers(rows: list[Any], dtype: np.dtype[Any]) -> np.ndarray | None:

@@ -78,6 +78,11 @@ class Loaded:
     outputs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def keys(self) -> frozenset[str]:
+        """The entity keys that a request may bring instead of columns."""
+        return self.lookup.keys if self.lookup is not None else frozenset()
+
+    @property
     def process(self) -> ProcessRuntime | None:
         """The runtime, if it is a process: it must not be called on the event loop, and may be gone for a while."""
         return self.runtime if isinstance(self.runtime, ProcessRuntime) else None

@@ -1,7 +1,7 @@
 """What glibc does with freed memory: kept for the next request, and given back when that is asked for.
 
 By itself it gives a few megabytes back at once, as large requests free them, and has them zeroed page by page for the
-next: half of the time that 1000 rows of JSON took.
+next: up to half of the time that 1000 rows of JSON took.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class InputSchema:
     def all_floats(self) -> bool:
         """Whether every column, or every tensor, is of floats."""
         if self.columns:
-            return all(c.type in FLOATS for c in self.columns)
+            return self.matrix is not None or all(c.type in FLOATS for c in self.columns)
         return all(np.dtype(t.dtype).kind == "f" for t in self.tensors)
 
     @property

@@ -65,8 +65,7 @@ class GrpcRequest:
         message = self._message
         output, per_instance, priority = parse_parameters({k: _parameter(v) for k, v in message.parameters.items()})
         self._chosen = check_outputs([o.name for o in message.outputs], loaded, output)
-        keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_tensors(loaded.schema, _inputs(message), keys), output, per_instance, priority)
+        return Decoded(decode_tensors(loaded.schema, _inputs(message), loaded.keys), output, per_instance, priority)
 
     @property
     def may_hurry(self) -> bool:

@@ -92,8 +92,8 @@ def _decoded(document: dict[str, Any], loaded: Loaded) -> Decoded:
         key = min(document.keys() - KEYS)
         raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
     output, per_instance, priority = parse_parameters(document.get("parameters"))
-    keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-    return Decoded(decode_instances(loaded.schema, document["instances"], keys), output, per_instance, priority)
+    partial = decode_instances(loaded.schema, document["instances"], loaded.keys)
+    return Decoded(partial, output, per_instance, priority)
 
 
 def to_document(answer: Answer) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class V2Request:
         """Tensors and parameters, checked against the version's schema."""
         body = self._body
         if len(body) >= LEAST_BYTES and self._json_length is None and loaded.schema.all_floats:
-            numbers = parse_tensors(body, loaded.lookup.keys if loaded.lookup is not None else frozenset())
+            numbers = parse_tensors(body, loaded.keys)
             if numbers is not None:
                 with suppress(BadRequest):  # the other way says what is wrong
                     return self._decoded(numbers, _NOTHING, loaded)
@@ -87,8 +87,7 @@ class V2Request:
         given = [given_of(t, tail) for t in inputs]
         if tail.left:
             raise BadRequest("There are more bytes behind the JSON than the binary tensors take.")
-        keys = loaded.lookup.keys if loaded.lookup is not None else frozenset()
-        return Decoded(decode_tensors(loaded.schema, given, keys), output, per_instance, priority)
+        return Decoded(decode_tensors(loaded.schema, given, loaded.keys), output, per_instance, priority)
 
     @property
     def may_hurry(self) -> bool:

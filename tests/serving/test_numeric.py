@@ -222,7 +222,7 @@ def test_rows_are_decoded_alike(loaded: Loaded, instances: Any, fits: bool) -> N
 
 def matrix(data: list[Any], datatype: str = "FP64", name: str = "x", columns: int = 2) -> dict[str, Any]:
     """A tensor of rows."""
-    return {"name": name, "datatype": datatype, "shape": [-1 if not data else 100, columns], "data": data}
+    return {"name": name, "datatype": datatype, "shape": [100, columns], "data": data}
 
 
 FLAT = [value for row in ROWS for value in row]

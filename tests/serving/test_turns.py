@@ -55,7 +55,7 @@ async def test_a_dear_model_has_fewer_turns() -> None:
 
 async def test_everybody_has_one_turn_in_a_tick() -> None:
     """Those who ask for the first time, at once and in order; and nobody twice before the sockets are looked after."""
-    turns, had = Turns(), list[str]()
+    turns, had = Turns(Clock()), list[str]()
     for name in "abc":
         turns.ask(Busy(turns, had, name, 0.0, 2))
     await ticks(1)
@@ -104,7 +104,7 @@ async def test_full_batches_wait_for_nothing() -> None:
 
 async def test_at_once_if_nobody_else_waits() -> None:
     """A member that did not ask has no turn, and with another the order is by use."""
-    turns, had = Turns(), list[str]()
+    turns, had = Turns(Clock()), list[str]()
     a, b = Busy(turns, had, "a", 0.1, 9), Busy(turns, had, "b", 0.1, 9)
     turns.at_once(a)
     assert had == []
@@ -143,7 +143,7 @@ async def test_at_once_ends_with_the_ticks_time_and_never_within_a_turn() -> Non
 
 async def test_full_batches_and_others_alternate() -> None:
     """Whoever has used the least goes first, whether its batch is full or not."""
-    turns, had = Turns(), list[str]()
+    turns, had = Turns(Clock()), list[str]()
     turns.ask(Busy(turns, had, "full", 0.1, 3, full=True), full=True)
     turns.ask(Busy(turns, had, "not", 0.1, 3))
     await ticks(1)
