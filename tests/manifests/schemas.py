@@ -104,7 +104,7 @@ def _definition(group: str, version: str, kind: str) -> dict[str, Any] | None:
         crd = _load(path)
         if crd["spec"]["names"]["kind"] == kind:
             served = [v for v in crd["spec"]["versions"] if v["name"] == version]
-            return _strict(served[0]["schema"]["openAPIV3Schema"]) if served else {"not": {}}
+            return _object(served[0]["schema"]["openAPIV3Schema"]) if served else {"not": {}}
     return None
 
 
@@ -112,6 +112,12 @@ def _definition(group: str, version: str, kind: str) -> dict[str, Any] | None:
 def _load(path: Path) -> dict[str, Any]:
     crd: dict[str, Any] = yaml.load(path.read_bytes(), yaml.CSafeLoader)
     return crd
+
+
+def _object(schema: dict[str, Any]) -> dict[str, Any]:
+    """The strict schema of a whole object; Istio's definitions leave out what every object has."""
+    said = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+    return _strict({**schema, "properties": {**said, **schema["properties"]}})  # type: ignore[no-any-return]
 
 
 def _strict(schema: Any) -> Any:
