@@ -16,16 +16,16 @@ class Interpretation:
         self._activation = configuration.activation
         self._classes = configuration.classes
         self.is_classifier = configuration.task == "classification"
-        #: known from the tag; else 0…k-1, which the first output tells
-        self.classes: np.ndarray | None = self._array(2) if self.is_classifier else None
+        #: known from the tag; else 0…k-1, where two stand for as many as the first output has
+        self.classes: np.ndarray | None = self._named(2) if self.is_classifier else None
 
     def outputs(self, raw: np.ndarray, rows: int, want: Want) -> Outputs:
         """Labels, probabilities and raw of one batch."""
         if not self.is_classifier:
             return Outputs(rows, labels=_flat(raw), raw=raw)
         probabilities = self.probabilities(raw)
-        self.classes = self._array(probabilities.shape[1])
-        labels = self.classes[probabilities.argmax(axis=1)] if Want.LABELS in want else None
+        classes = self._classes_of(probabilities.shape[1])
+        labels = classes[probabilities.argmax(axis=1)] if Want.LABELS in want else None
         return Outputs(rows, labels, probabilities, raw)
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
@@ -38,12 +38,16 @@ class Interpretation:
             scores = exponents / exponents.sum(axis=1, keepdims=True)
         return np.hstack([1 - scores, scores]) if scores.shape[1] == 1 else scores
 
-    def _array(self, k: int) -> np.ndarray:
-        if self._classes is None:
-            return np.arange(k)
-        if len(self._classes) != k:
-            raise InvalidModel(f"the tag headway.classes names {len(self._classes)} classes, the model has {k}")
-        return np.array(self._classes)
+    def _classes_of(self, k: int) -> np.ndarray:
+        """The classes of an output of `k` columns. Raises InvalidModel if the tag names another number."""
+        if self.classes is None or len(self.classes) != k:
+            self.classes = self._named(k)
+            if len(self.classes) != k:
+                raise InvalidModel(f"the tag headway.classes names {len(self.classes)} classes, the model has {k}")
+        return self.classes
+
+    def _named(self, k: int) -> np.ndarray:
+        return np.arange(k) if self._classes is None else np.array(self._classes)
 
 
 def _flat(raw: np.ndarray) -> np.ndarray:

@@ -167,8 +167,7 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """One inference."""
         received = time.monotonic()
-        given = dict(context.invocation_metadata() or ())
-        identity = str(given.get("x-request-id") or request.id or new_identity())[:LONGEST_ID]
+        identity = _identity(context, request)
         request_id.set(identity)
 
         async def answer() -> Any:
@@ -200,6 +199,14 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
             return pb.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
 
         return await _guard(context, answer)
+
+
+def _identity(context: Any, request: Any) -> str:
+    """The caller's id for the request, from its metadata or its message; one of ours, where metadata cannot carry that back."""
+    given = dict(context.invocation_metadata() or ())
+    wishes = (given.get("x-request-id"), request.id)
+    usable = (w for w in wishes if w and isinstance(w, str) and w.isascii() and w.isprintable())
+    return (next(usable, None) or new_identity())[:LONGEST_ID]
 
 
 async def _guard(context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:

@@ -255,6 +255,21 @@ def test_softmax_columns_are_classes(tmp_path: Path, make: Any) -> None:
 
 
 @BOTH
+@pytest.mark.audit("4")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("names", [["low", "mid", "high"], ["a", "b", "c", "d", "e"]])
+def test_the_tag_names_as_many_classes_as_the_network_has(tmp_path: Path, make: Any, names: list[str]) -> None:
+    """Two, or any other number, from the first answer on."""
+    weights = np.random.default_rng(0).normal(size=(len(names), 2)).round(2).tolist()
+    loaded = load(make(tmp_path, weights), task="classification", activation="softmax", classes=json.dumps(names))
+    scores = np.array(ROWS) @ np.array(weights).T
+    answer = ask(loaded, ROWS)
+    assert answer["predictions"] == [names[i] for i in scores.argmax(axis=1)]
+    assert np.shape(answer["probabilities"]) == scores.shape
+    assert [o["shape"] for o in loaded.outputs] == [[-1], [-1, len(names)]]
+
+
+@BOTH
 @pytest.mark.filterwarnings("ignore")
 def test_large_scores_do_not_overflow(tmp_path: Path, make: Any) -> None:
     """A probability is 0 or 1 then, never NaN."""
