@@ -31,10 +31,11 @@ LABEL org.opencontainers.image.title="headway" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# What can install has no place here. The one folder that is written to is the cache; with a read-only root, mount it.
+# What can install has no place here. The one folder that the server writes to is the cache; with a read-only root, mount it.
+# A new volume takes over the owner of the folder that it is mounted at: so there is one for a Feast repository.
 RUN pip uninstall --yes pip setuptools wheel \
     && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin headway \
-    && install --directory --owner 10001 --group 10001 /var/cache/headway
+    && install --directory --owner 10001 --group 10001 /var/cache/headway /var/lib/feast
 COPY --from=build /opt/headway /opt/headway
 # HOME, because MLflow does not start without one, and a cluster may choose a user that nobody has heard of.
 ENV PATH=/opt/headway/bin:$PATH \

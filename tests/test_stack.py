@@ -22,7 +22,8 @@ from serving.cli import parser
 from serving.commands.serve import settings_from
 from serving.settings import PREFIX
 from tests.dockerfile import stages
-from tests.servers import ROOT, Server, free_port, wait_for
+from tests.servers import ROOT, Server, free_port, start_mlflow, wait_for
+from tests.stores import RedisServer
 from tests.test_folder import save
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -64,7 +65,8 @@ def test_what_is_waited_for_says_when_it_is_healthy() -> None:
     """`service_healthy` without a health check never comes."""
     for service in SERVICES.values():
         waits = service.get("depends_on", {})
-        assert all("healthcheck" in SERVICES[name] for name in waits if isinstance(waits, dict))
+        said = {name: how["condition"] for name, how in waits.items()} if isinstance(waits, dict) else {}
+        assert all("healthcheck" in SERVICES[name] for name, how in said.items() if how == "service_healthy")
         assert all(name in SERVICES for name in waits)
 
 
@@ -91,7 +93,10 @@ def test_the_servers_own_settings_are_accepted() -> None:
     final = stages()[-1]
     folder = f"{final.pairs('ENV')['XDG_CACHE_HOME']}/headway"
     assert service["read_only"] is True
-    assert service["volumes"] == [f"cache:{folder}"]
+    assert service["volumes"] == [
+        f"cache:{folder}",
+        f"feast:{service['environment']['HEADWAY_FEATURES__REPO_PATH']}:ro",
+    ]
     assert service["tmpfs"] == [final.pairs("ENV")["HOME"]]
     assert folder in final.one("RUN")
 
@@ -134,6 +139,31 @@ def test_mlflow_answers_by_its_name_in_the_stack(tmp_path: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             subprocess.run(["kill", "-KILL", "--", f"-{process.pid}"], check=False)
         process.wait()
+
+
+@pytest.mark.audit("24")
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_the_stack_comes_up_with_something_to_ask(tmp_path: Path, headway: Callable[..., Server]) -> None:
+    """The seed's own command fills an empty MLflow and Redis, a second run changes nothing, and the server answers by key,
+    with the environment of the file and a feature repository that it cannot write to."""
+    redis = RedisServer(tmp_path)
+    feast, home = tmp_path / "feast", tmp_path / "mlflow"
+    home.mkdir()
+    words = {"http://mlflow:5000": "", "redis:6379": f"127.0.0.1:{redis.port}", "/var/lib/feast": str(feast)}
+    try:
+        with start_mlflow(home) as registry:
+            words["http://mlflow:5000"] = registry.uri
+            seed = [*SERVICES["seed"]["entrypoint"][1:], *(words.get(w, w) for w in SERVICES["seed"]["command"])]
+            for _ in range(2):
+                subprocess.run([sys.executable, *seed], cwd=ROOT, check=True, timeout=240)
+            said = {"HEADWAY_FEATURES__REPO_PATH": str(feast), "MLFLOW_TRACKING_URI": registry.uri}
+            server = headway("--model-uri", "models:/predictive_maintenance@champion", **said)
+            server.until_ready()
+            answer = server.post("/v1/models/predictive_maintenance:predict", {"instances": [{"machine_id": 17}]})
+            assert (answer.status_code, answer.json()["model_version"]) == (200, "1")
+    finally:
+        redis.close()
 
 
 @pytest.fixture(scope="module")

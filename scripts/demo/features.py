@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import yaml
 from feast import FeatureStore
 
 from scripts.demo.feature_repo.definitions import DEFINITIONS, READINGS, stream
@@ -19,11 +20,14 @@ from scripts.demo.machines import Histories
 REPOSITORY = Path(__file__).parent / "feature_repo"
 
 
-def build_features(home: Path, histories: Histories) -> None:
-    """Makes a Feast repository in `home` whose online store holds the last reading of every machine."""
+def build_features(home: Path, histories: Histories, redis: str | None = None) -> None:
+    """Makes a Feast repository in `home` whose online store, a file or `redis` (host:port), holds every machine's last reading."""
     (home / "data").mkdir(parents=True, exist_ok=True)
-    for name in ("feature_store.yaml", "definitions.py"):
-        shutil.copy(REPOSITORY / name, home / name)
+    shutil.copy(REPOSITORY / "definitions.py", home / "definitions.py")
+    config = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
+    if redis is not None:
+        config["online_store"] = {"type": "redis", "connection_string": redis}
+    (home / "feature_store.yaml").write_text(yaml.safe_dump(config))
     frame = histories.frame[["machine_id", "event_timestamp", *READINGS]]
     frame = frame.assign(rated_kw=20.0 + frame["machine_id"] % 30)
     frame.to_parquet(home / "data" / "readings.parquet")
