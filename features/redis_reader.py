@@ -12,6 +12,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ log = logging.getLogger("headway.features")
 SAMPLE, SCANNED = 32, 100_000
 #: What a chunk may take of the event loop, in seconds, and its size in entities.
 CHUNK_SECONDS, SMALLEST, LARGEST = 0.001, 16, 128
+TRIES = 5
 _STRING, _INT32, _INT64 = 2, 3, 4  # feast.protos.feast.types.Value_pb2.ValueType
 
 
@@ -74,13 +76,15 @@ class RedisReader:
         self._client = client(store, timeout_seconds, on_loop=True)
         self._idle: list[Any] = []
         self._layouts: WeakKeyDictionary[View, Layout] = WeakKeyDictionary()  # gone with their version
+        self._affordable: WeakKeyDictionary[View, int] = WeakKeyDictionary()
         self.chunk = LARGEST
 
     def prepare(self, views: Sequence[View]) -> None:
         """Takes the views of one more version, and sizes the chunk by what reading them costs here. Blocks shortly."""
         for view in views:
             self._layouts[view] = Layout(self._store, view)
-            self.chunk = min(self.chunk, _affordable(view))
+            self._affordable[view] = affordable(partial(_decoding, view))
+        self.chunk = min(self._affordable.values(), default=LARGEST)  # of those that are still there
 
     async def read(self, asks: Sequence[Ask]) -> list[Block]:
         """A block per ask, from one round trip. Raises what redis-py raises."""
@@ -225,13 +229,19 @@ def _blank(view: View) -> Entity:
     return tuple("" if key.type == "STRING" else 0 for key in view.keys)
 
 
-def _affordable(view: View) -> int:
-    """How many entities of a view can be read from replies within CHUNK_SECONDS of this machine."""
+def _decoding(view: View, rows: int) -> float:
+    """The seconds that reading so many replies of a view takes."""
     from feast.protos.feast.types.Value_pb2 import Value
 
-    row = [Value(double_val=1.5).SerializeToString()] * len(view.floats) + [None] * (len(view.others) + 1)
-    from_bytes(view, [row] * SMALLEST)
+    reply = [Value(double_val=1.5).SerializeToString()] * len(view.floats) + [None] * (len(view.others) + 1)
+    replies = [reply] * rows
     began = time.perf_counter()
-    from_bytes(view, [row] * 128)
-    per_row = (time.perf_counter() - began) / 128
+    from_bytes(view, replies)
+    return time.perf_counter() - began
+
+
+def affordable(cost: Callable[[int], float]) -> int:
+    """How many entities can be read within CHUNK_SECONDS; `cost(rows)` measures. What else the machine does only adds."""
+    cost(SMALLEST)
+    per_row = min(cost(LARGEST) for _ in range(TRIES)) / LARGEST
     return max(SMALLEST, min(LARGEST, int(CHUNK_SECONDS / per_row)))

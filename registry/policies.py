@@ -1,7 +1,7 @@
 """Policies: which versions of a catalogue do we aspire to? Pure functions of a snapshot.
 
 A policy is what a reference such as `models:/name@champion` means. An empty answer says that the catalogue has no
-such version; it never means "unload": the last READY version stays (see `serving.plan`).
+such version; it never means "unload": the last READY version stays (see `serving.lifecycle.plan`).
 """
 
 from __future__ import annotations

@@ -265,7 +265,7 @@ def _manager(
     return ModelManager(
         entry.name,
         uri,
-        Loader(cache, options_of(entry, settings), features, processes, registry.recorded_features),
+        Loader(cache, options_of(entry, settings), features, processes, registry.recorded_features, entry.name),
         recorder,
         drain_seconds=settings.server.drain_seconds,
         load_seconds=settings.server.load_seconds,

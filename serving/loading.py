@@ -114,9 +114,11 @@ class Loader:
         features: FeastSource | None,
         processes: Processes = Processes(),  # noqa: B008  frozen
         recorded: Recorded = lambda version: None,
+        name: str | None = None,
     ) -> None:
+        """`name` is the served name, for the log; a version without a registered name has none of its own."""
         self._source, self._options, self._features, self._processes = source, options, features, processes
-        self._recorded = recorded
+        self._recorded, self._name = recorded, name
 
     def load(self, version: ModelVersion) -> Loaded:
         """Fetches, checks and loads. Raises InvalidModel or whatever the flavour's library raises."""
@@ -136,7 +138,7 @@ class Loader:
         assert model.signature is not None
         example = example_rows(model, schema)
         runtime = self._runtime(version, model, schema, configuration)
-        _say(version, runtime.engine)
+        _say(self._name or version.name, version.version, runtime.engine)
         return Loaded(runtime, schema, model.signature, configuration, lookup, example, files)
 
     def _runtime(
@@ -162,8 +164,8 @@ class Loader:
         return self._features.lookup(service, columns, configuration.feature_layers, self._recorded(version))
 
 
-def _say(version: ModelVersion, engine: Engine) -> None:
-    facts = {"model": version.name, "version": version.version, "engine": engine.name}
+def _say(model: str, version: str, engine: Engine) -> None:
+    facts = {"model": model, "version": version, "engine": engine.name}
     if engine.why is not None:
         facts["not_accelerated"] = engine.why
     log.info("runtime loaded", extra=facts)

@@ -37,6 +37,7 @@ def save(folder: Path, estimator: Any = None, signature: ModelSignature = AB, **
     return folder
 
 
+@pytest.mark.audit("23")
 def test_what_the_storage_initializer_mounted_is_served_without_a_registry(
     headway: Callable[..., Server], registry: socket.socket, tmp_path: Path
 ) -> None:
@@ -60,6 +61,8 @@ def test_what_the_storage_initializer_mounted_is_served_without_a_registry(
     assert server.metric("headway_registry_polls_total", model_name="sums", outcome="error") is None
     with pytest.raises(BlockingIOError):
         registry.accept()
+    (loaded,) = (line for line in server.lines() if line["message"] == "runtime loaded")
+    assert loaded["model"] == "sums"  # a folder has no registered name
 
 
 def test_the_trust_gate_is_the_same_for_a_folder(headway: Callable[..., Server], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from features.blocks import Block, from_bytes
 from features.errors import FeaturesUnavailable
 from features.lookup import Need
 from features.readers import Ask, Threaded
-from features.redis_reader import RedisReader, agrees
+from features.redis_reader import RedisReader, affordable, agrees
 from features.service import Key, View
 from features.store import FeastSource, open_feast
 from tests.stores import STAMP, RedisServer, write_yaml
@@ -125,3 +125,19 @@ async def test_reads_that_hang_take_no_more_threads_than_there_are() -> None:
     release.set()
     assert await reader.read([]) == []
     reader.close()
+
+
+@pytest.mark.audit("16")
+@pytest.mark.parametrize(
+    ("costs", "entities"),
+    [
+        ([0.000001] * 6, 128),
+        ([0.00001] * 6, 100),
+        ([0.0001] * 6, 16),
+        ([0.5, 0.5, 0.000001, 0.5, 0.5, 0.5], 128),  # one honest measurement is enough
+    ],
+)
+def test_a_slow_moment_does_not_shrink_the_reads(costs: list[float], entities: int) -> None:
+    """What a chunk may have is sized by the best of some measurements; `costs` are seconds per entity."""
+    times = iter(costs)
+    assert affordable(lambda rows: rows * next(times)) == entities
