@@ -52,6 +52,11 @@ class Spread:
         self.counts[bisect_left(self._bounds, amount)] += 1
         self.sum += amount
 
+    def exceed(self, amount: float) -> None:
+        """Counts one observation as over all bounds; its amount is in the sum as it is."""
+        self.counts[-1] += 1
+        self.sum += amount
+
 
 class _Tallies(Collector, Generic[Child]):
     def __init__(

@@ -38,6 +38,7 @@ from serving.options import options_of
 from serving.poller import Poller
 from serving.ports import check_port
 from serving.predictor import Predictor
+from serving.recorder import Recorder
 from serving.runtimes.process import Processes
 from serving.runtimes.spawn import Ending
 from serving.server import Address, HeadwayServer, kserve_app, serve_http
@@ -49,50 +50,6 @@ from serving.transport.webhook import Webhook
 from serving.workers.linked import Linked
 
 log = logging.getLogger("headway.server")
-KEEP_SERIES_SECONDS = 900
-
-
-class Recorder:
-    """Turns state changes and batches into metrics (the manager's `Watcher`)."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._forgetting: dict[tuple[str, str], asyncio.TimerHandle] = {}
-
-    def state_changed(self, model: str, version: str, state: State) -> None:
-        """Counts states; a version that comes back keeps its series."""
-        self._metrics.states.labels(model, version, state).inc()
-        if timer := self._forgetting.pop((model, version), None):
-            timer.cancel()
-
-    def gone(self, model: str, version: str) -> None:
-        """Drops a version's gauges at once, and its counters and histograms 900 s later."""
-        self._metrics.unloaded(model, version)
-        loop = asyncio.get_running_loop()
-        self._forgetting[model, version] = loop.call_later(KEEP_SERIES_SECONDS, self._metrics.forget, model, version)
-
-    def batch(self, model: str, version: str, requests: int, rows: int, seconds: float) -> None:
-        """One batch ran."""
-        bound = self._metrics.bound(model, version)
-        bound.batch_size.observe(rows)
-        bound.batch_latency.observe(seconds)
-
-    def overdue(self, model: str, version: str, seconds: float) -> None:
-        """One batch runs in this process and cannot be stopped."""
-        self._metrics.overdue.labels(model, version).inc()
-        log.error("a prediction hangs", extra={"model": model, "version": version, "seconds": seconds})
-
-    def asked(self, model: str, version: str, outcome: str) -> None:
-        """A request asked the response cache."""
-        self._metrics.cache_requests.labels(model, version, outcome).inc()
-
-    def evicted(self, model: str, version: str, reason: str) -> None:
-        """An answer left the response cache."""
-        self._metrics.cache_evictions.labels(model, version, reason).inc()
-
-    def lost(self, model: str, version: str, ending: Ending) -> None:
-        """A version's process has to be started again. Called from any thread."""
-        self._metrics.restarts.labels(model, version, ending).inc()
 
 
 def serve(settings: Settings) -> int:
@@ -170,7 +127,7 @@ async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
         return Seat(manager, _poller(entry, settings, registry, cache, manager, metrics, crew))
 
     seats.update({entry.name: seat(entry) for entry in settings.models if entry.name})
-    _follow(settings, fleet, registry, metrics, seat, crew)
+    _follow(settings, fleet, registry, recorder, metrics, seat, crew)
     plane = DataPlane(fleet, metrics, crew, repository_api=settings.security.repository_api)
     webhook = _webhook(settings, own, crew, metrics)
     http = Http(plane, metrics, kserve_app, limits.max_body_bytes, crew.exposition, webhook)
@@ -194,6 +151,7 @@ def _follow(
     settings: Settings,
     fleet: Fleet,
     registry: MlflowRegistry,
+    recorder: Recorder,
     metrics: Metrics,
     seat: Callable[[ModelEntry], Seat],
     crew: Crew,
@@ -205,11 +163,12 @@ def _follow(
             herd = Herd(policy, frozenset(fleet.seats), fleet.tidy)
 
             def make(name: str, entry: ModelEntry = entry, policy: EveryCarrier = policy) -> Seat:
+                recorder.model_came(name)
                 return seat(entry.model_copy(update={"name": name, "uri": policy.of(name).uri, "on_demand": True}))
 
             period = settings.registry.poll_seconds
             poller = Poller(registry, policy, herd, period, _counted(metrics), changed=partial(crew.nudge, policy.name))
-            fleet.follow(herd, poller, make, metrics.forget_model)
+            fleet.follow(herd, poller, make, recorder.model_gone)
 
 
 def _counted(metrics: Metrics) -> Callable[[str, bool], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -61,6 +62,9 @@ async def look_up(lookup: FeastLookup, need: Need, metrics: Metrics, pair: tuple
     began = time.perf_counter()
     try:
         completed = await lookup(need)
+    except asyncio.CancelledError:  # the caller hung up: that says nothing of the store
+        metrics.lookups.labels(*pair, "cancelled").inc()
+        raise
     except BaseException as error:
         metrics.lookups.labels(*pair, "error").inc()
         if isinstance(error, FeatureError) and error.cause is not None:

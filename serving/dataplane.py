@@ -130,13 +130,21 @@ class DataPlane:
 
     def count(self, call: Call, version: str, error: BaseException) -> None:
         """Counts a request that failed, and logs what is no fault of its caller."""
-        model = call.model if self._fleet.knows(call.model) else ""
+        model = call.model if version or self._fleet.knows(call.model) else ""
         outcome = outcome_of(error)
         self.metrics.failed(model, version, outcome.reason)
         if outcome.reason == "queue_full":
             self.metrics.rejections.labels(model, version).inc()
         if outcome.reason == "deadline":
             self.metrics.timeouts.labels(model, version).inc()
+        if version and outcome.reason != "queue_full":  # a refusal at the door takes no time, and would look fast
+            self._time(call, version, late=outcome.reason == "deadline")
         if outcome.http == 500:
             facts = {"model": model, "version": version, "reason": outcome.reason, "request_id": call.request_id}
             log.error("request failed", extra=facts, exc_info=error)
+
+    def _time(self, call: Call, version: str, *, late: bool) -> None:
+        """Times a request that failed: a version that lets its slow requests run into their deadline must not look fast."""
+        seconds = time.monotonic() - call.received
+        spread = self.metrics.bound(call.model, version).request_latency
+        (spread.exceed if late else spread.observe)(seconds)

@@ -21,7 +21,6 @@ from monitoring.metrics import Metrics
 from registry.mlmodel import Column, Signature
 from registry.versions import ModelVersion
 from serving.admission import BatchingLimits
-from serving.app import Recorder
 from serving.configuration import Configuration
 from serving.crew import Alone
 from serving.dataplane import DataPlane
@@ -30,6 +29,7 @@ from serving.fleet import Fleet, Seat
 from serving.lifecycle import State
 from serving.loading import Loaded
 from serving.manager import ModelManager
+from serving.recorder import Recorder
 from serving.response_cache import CacheLimits
 from serving.runtimes.base import Outputs, Want
 from serving.schema import compile_schema

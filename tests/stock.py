@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry
 from monitoring.metrics import Metrics
 from registry.mlflow_registry import MlflowRegistry
 from registry.policies import Fixed
-from serving.app import Recorder
 from serving.configuration import ModelOptions
 from serving.crew import Alone
 from serving.dataplane import DataPlane
@@ -27,6 +26,7 @@ from serving.memory import resident_bytes
 from serving.model import RegistryModel
 from serving.named import Finder
 from serving.poller import Poller
+from serving.recorder import Recorder
 from tests.models import Folder
 
 

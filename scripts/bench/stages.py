@@ -35,7 +35,6 @@ from scripts.bench.experiments import MAX_QUEUE, MAX_ROWS, NAME
 from scripts.bench.loads import raw
 from scripts.bench.wires import ask
 from serving.admission import BatchingLimits
-from serving.app import Recorder
 from serving.batching import Batcher
 from serving.calls import Answer, Call, Reply
 from serving.configuration import Configuration
@@ -46,6 +45,7 @@ from serving.fleet import Fleet, Seat
 from serving.lifecycle import State
 from serving.loading import Loaded
 from serving.manager import ModelManager
+from serving.recorder import Recorder
 from serving.runtimes.accelerated.runtime import compiled
 from serving.runtimes.base import Outputs, Want
 from serving.runtimes.sklearn import SklearnRuntime

@@ -7,7 +7,7 @@ import time
 from urllib.parse import quote
 
 from monitoring.metrics import Metrics
-from serving.errors import NotFound, outcome_of
+from serving.errors import DeadlineExceeded, NotFound, outcome_of
 from serving.predictor import OF_A_HOP, Answered, Predictor
 from serving.transforming import Transformer
 from serving.transport.answers import Response
@@ -39,16 +39,26 @@ class TransformerHttp(Routes):
 
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         """V1 and V2; a client that hangs up cancels its request, to the predictor too."""
-        name, began = self._transformer.name, time.monotonic()
+        began = time.monotonic()
         try:
             answer = await self._answered(exchange)
         except ClientGone:
             raise
         except Exception as error:
             self._count(exchange, error)
+            if isinstance(error, DeadlineExceeded):
+                self._time(504, time.monotonic() - began)
             raise
-        self._metrics.request_latency.labels(name, "").observe(time.monotonic() - began)
+        self._time(answer.status, time.monotonic() - began)
         return answer
+
+    def _time(self, status: int, seconds: float) -> None:
+        """As the server times its requests: one that was refused at the door is none, one past its deadline is slow."""
+        spread = self._metrics.request_latency.labels(self._transformer.name, "")
+        if status == 504:
+            spread.exceed(seconds)
+        elif status != 503:
+            spread.observe(seconds)
 
     async def _answered(self, exchange: Exchange) -> Response:
         target = target_of_path(exchange.path)

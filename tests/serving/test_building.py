@@ -12,12 +12,12 @@ from monitoring.metrics import Metrics
 from registry.mlmodel import Column, Signature
 from registry.versions import ModelVersion
 from serving.admission import BatchingLimits
-from serving.app import Recorder
 from serving.building import build_batcher
 from serving.configuration import Configuration
 from serving.errors import REASONS
 from serving.lifecycle import State
 from serving.loading import Loaded
+from serving.recorder import Recorder
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.schema import compile_schema
 from serving.servable import Servable
