@@ -22,6 +22,7 @@ from serving.malloc import give_back
 from serving.runtimes.spawn import anonymous_bytes
 from serving.schema import shown
 from serving.servable import Servable
+from serving.threads import in_thread
 
 log = logging.getLogger("headway.lifecycle")
 RETRY_SECONDS = 10
@@ -90,17 +91,17 @@ class Memory:
             known = self._took.get(key)
             wanted = self._typical() if known is None else known
             await self._make_room(wanted, servable, self._budget, sure=known is not None)
-            before, modules = self._settled(), len(sys.modules)
+            before, modules = await self._settled(), len(sys.modules)
             yield
-            grown = self._settled() - before if len(sys.modules) == modules else 0
+            grown = await self._settled() - before if len(sys.modules) == modules else 0
             files = (servable.loaded.size or 0) if servable.loaded is not None else 0
             # A library that was imported on the way stays, and is shared: then the size of the files must do.
             servable.memory = max(grown + elsewhere(servable), files, self._took.get(key, 0))
             self._took[key] = servable.memory
             await self._make_room(0, servable, self._budget, sure=True)
 
-    def _settled(self) -> int:
-        give_back()  # what loading took in passing is not what the model takes
+    async def _settled(self) -> int:
+        await in_thread(give_back)  # what loading took in passing is not what the model takes
         return self._resident()
 
     def _typical(self) -> int:
@@ -118,7 +119,7 @@ class Memory:
                 self._tell(going, coming)
             if going is not None:
                 await going.gone.wait()
-                give_back()
+                await in_thread(give_back)
             elif not sure or self._stays(coming):
                 return  # what must be there is loaded, whatever it takes; and a guess refuses nobody
             else:
