@@ -31,7 +31,7 @@ from mlflow.tracking import MlflowClient
 from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
 from registry.patience import NotAskedAgain, Patience, is_answer
 from registry.policies import Catalogue, EveryCarrier, Fixed, FollowAlias, FollowTag, Pinned, Policy
-from registry.versions import ModelVersion, configuring
+from registry.versions import ModelVersion, configuring, is_name, usable_aliases
 
 log = logging.getLogger("headway.registry")
 #: What Feast's integration leaves in a run: the features that the model was trained with.
@@ -181,7 +181,7 @@ class MlflowRegistry:
         while True:
             page = self._client.search_registered_models(max_results=PAGE, page_token=token)
             for model in page:
-                if (number := model.aliases.get(alias)) is not None:
+                if (number := model.aliases.get(alias)) is not None and is_name(model.name):
                     yield ModelVersion(model.name, str(number), aliases=(alias,))
             token = page.token
             if not token:
@@ -229,7 +229,7 @@ def _version(found: MlflowVersion, aliases: Mapping[str, Any] | None = None) -> 
         configuration=configuring(found.tags or {}),
         run_id=found.run_id or None,
         stage=found.current_stage,
-        aliases=tuple(sorted(own or ())),
+        aliases=usable_aliases(own or ()),
         usable=found.status == "READY",
     )
 
@@ -255,10 +255,10 @@ def _folder(uri: str) -> ModelVersion:
         said = yaml.safe_load(file.read_text("utf-8"))
         id = next(str(said[key]) for key in ("model_id", "model_uuid", "run_id") if said.get(key))
         source = f"{uri} {file.stat().st_mtime_ns}"
-        return ModelVersion("", id, source, run_id=said.get("run_id"), exact=uri)
+        return ModelVersion("", id, source, run_id=str(said.get("run_id") or "") or None, exact=uri)
     except FileNotFoundError as error:
         raise VersionNotFound(f"{uri} has no MLmodel file") from error
-    except (OSError, yaml.YAMLError, AttributeError, StopIteration) as error:
+    except (OSError, yaml.YAMLError, AttributeError, StopIteration, ValueError) as error:
         raise RegistryUnavailable(f"{uri}/MLmodel cannot be read ({type(error).__name__})") from error
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from registry.errors import InvalidReference
-from registry.versions import ModelVersion
+from registry.versions import ModelVersion, is_name, is_word
 
 STAGES = {"none": "None", "staging": "Staging", "production": "Production", "archived": "Archived"}
 
@@ -216,13 +216,13 @@ def _newest(versions: Iterable[ModelVersion]) -> Catalogue:
 
 
 def _name(name: str, uri: str) -> str:
-    if not name or "/" in name or name == EVERY:
+    if not is_name(name) or name == EVERY:
         raise InvalidReference(_unsupported(uri))
     return name
 
 
 def _part(text: str, uri: str) -> str:
-    if not text or not all(c.isalnum() or c in "-_." for c in text):
+    if not is_word(text):
         raise InvalidReference(_unsupported(uri))
     return text
 

@@ -185,7 +185,7 @@ class ModelEntry(Served):
     """One served model: its name, the reference it follows, and its own settings; or every model that carries an alias,
     and no name."""
 
-    name: str = Field("", pattern=r"^[^/:]+$")
+    name: str = Field("", pattern=r"^[^/:\x00-\x1f\x7f]+$")
     uri: str
     required: bool | None = None
     on_demand: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from serving.calls import STAGES, Call, Reply
 from serving.errors import MethodNotAllowed, NotLoadedYet, QueueFull, RateLimited, outcome_of, public_text
-from serving.transport.head import JSON, PLAIN, Head
+from serving.transport.head import JSON, PLAIN, Head, plain, plain_word
 from serving.transport.routes import Target
 from serving.transport.v1 import V1Request, dumps
 from serving.transport.v2 import V2Request
@@ -42,7 +42,7 @@ def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request |
 def answered(reply: Reply[bytes], request: V1Request | V2Request) -> Response:
     """The answer of a version, and who gave it in what time."""
     timing = timing_of(reply)
-    who = ((b"x-model-version", reply.version.encode()), (b"server-timing", timing))
+    who = ((b"x-model-version", plain_word(reply.version)), (b"server-timing", timing))
     return Response(200, reply.payload, (*request.content, *_notes(reply), *who))
 
 
@@ -55,7 +55,7 @@ def timing_of(reply: Reply[bytes]) -> bytes:
 def _notes(reply: Reply[bytes]) -> list[tuple[bytes, bytes]]:
     """Says which rows were completed by a policy, if any were, and what the response cache did, if there is one."""
     notes = ((b"x-headway-features", reply.features), (b"x-cache", reply.cache))
-    return [(name, text.encode()) for name, text in notes if text]
+    return [(name, plain_word(text)) for name, text in notes if text]
 
 
 def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, close: bool) -> bytes:
@@ -64,13 +64,13 @@ def written(reply: Reply[bytes], request: V1Request | V2Request, head: Head, *, 
     identity, closing = head.request_id.encode("latin-1"), b"connection: close\r\n" if close else b""
     plain = request.content is PLAIN and not reply.features and not reply.cache
     content = JSON_LINE if plain else b"".join([LINE % header for header in (*request.content, *_notes(reply))])
-    return WRITTEN % (content, reply.version.encode(), timing, len(reply.payload), identity, closing, reply.payload)
+    return WRITTEN % (content, plain_word(reply.version), timing, len(reply.payload), identity, closing, reply.payload)
 
 
 def complete_headers(response: Response, head: Head, *, close: bool) -> list[tuple[bytes, bytes]]:
-    """All headers of an answer."""
+    """All headers of an answer. None of them can end early and begin another, wherever its text came from."""
     headers = [
-        *response.headers,
+        *[(plain(name), plain(value)) for name, value in response.headers],
         (b"content-length", b"%d" % len(response.body)),
         (b"x-request-id", head.request_id.encode("latin-1")),
     ]

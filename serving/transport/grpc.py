@@ -30,7 +30,7 @@ from serving.schema import shown
 from serving.status import is_ready, metadata, server_metadata
 from serving.tensors import NUMPY, Given, check_given, decode_tensors
 from serving.transport.grpc_health import Health
-from serving.transport.head import LONGEST_ID, new_identity
+from serving.transport.head import LONGEST_ID, new_identity, plain_word
 from serving.transport.raw import as_bytes, from_raw, to_raw
 from serving.transport.v1 import parse_parameters
 from serving.transport.v2 import check_outputs, output_tensors
@@ -177,7 +177,8 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
             reply = await self._plane.infer(call, GrpcRequest(request))
             notes = (("x-headway-features", reply.features), ("x-cache", reply.cache))
             told = [note for note in notes if note[1]]
-            context.set_trailing_metadata((("x-request-id", identity), ("x-model-version", reply.version), *told))
+            who = ("x-model-version", plain_word(reply.version).decode("ascii", "ignore"))
+            context.set_trailing_metadata((("x-request-id", identity), who, *told))
             return reply.payload
 
         return await _guard(context, answer)

@@ -7,6 +7,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 from serving.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 
@@ -81,6 +82,18 @@ class Head:
         headers = self.headers
         media = headers.get(b"content-type", b"")
         return b"ce-specversion" in headers or media.startswith(b"application/cloudevents+json")
+
+
+def plain(text: bytes) -> bytes:
+    """A header's name or value without what would end it: line breaks and NUL."""
+    return text.translate(None, b"\r\n\0")
+
+
+@lru_cache(maxsize=1024)
+def plain_word(text: str) -> bytes:
+    """A word that many answers carry, such as a version's id, as a header's value; those are checked where they come from,
+    and here again."""
+    return plain(text.encode())
 
 
 def _identity(given: bytes) -> str:
