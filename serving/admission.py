@@ -19,7 +19,7 @@ NEWEST = 0.2
 @dataclass(frozen=True, slots=True)
 class BatchingLimits:
     """Bounds of one batcher; rows, milliseconds and a share of `max_queue`. `target_latency_ms` is of one batch in the model,
-    `concurrency` the batches at once."""
+    `concurrency` the batches at once. `client_priority` says whether clients may ask for high priority."""
 
     max_rows: int = 32
     max_wait_ms: float = 0.0
@@ -28,6 +28,7 @@ class BatchingLimits:
     inline_below_ms: float = 1.0
     target_latency_ms: float | None = None
     concurrency: int = 1
+    client_priority: bool = False
 
 
 class Admission:

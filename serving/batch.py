@@ -10,13 +10,15 @@ from enum import IntEnum
 
 import numpy as np
 
-from serving.errors import DeadlineExceeded, ModelFailed, ServingError
+from serving.errors import DeadlineExceeded, ModelFailed, RowsRefused, ServingError
+from serving.refusals import about_rows
 from serving.runtimes.base import Outputs, Runtime, Want
 
 log = logging.getLogger("headway.batching")
 
 Arrays = tuple[np.ndarray, ...]
 TOO_LATE = "The request's deadline passed before the model answered."
+REFUSED = "The model refuses these rows: at least one value is outside of what it can compute."
 #: Hears what became of a request: its outputs or why there are none, and the seconds its batch took in the runtime.
 Done = Callable[["Outputs | Exception", float], None]
 
@@ -64,6 +66,10 @@ class Slice:
         return item.arrays if self.stop - self.start == item.rows else item.cut(self.start, self.stop)
 
 
+class Misfit(Exception):
+    """The model answered something else than one row for each."""
+
+
 def rows_of(slices: Sequence[Slice]) -> int:
     """How many rows they are together."""
     return sum([piece.stop - piece.start for piece in slices])
@@ -76,8 +82,26 @@ def compute(runtime: Runtime, slices: Sequence[Slice]) -> tuple[list[Outputs | E
     return results, time.perf_counter() - began
 
 
-def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:
-    """One call for all; if it raises, each half on its own, so that a poison row fails alone (about 2·log2 calls)."""
+def _attempt(
+    runtime: Runtime, slices: Sequence[Slice], before: BaseException | None = None
+) -> list[Outputs | Exception]:
+    """One call for all; if it raises, or does not answer row for row, each half on its own, so that a poison row fails alone
+    (about 2·log2 calls). `before` is what was raised when the same rows were tried first."""
+    found = _call(runtime, slices)
+    if not isinstance(found, BaseException):
+        return _split(found, slices)
+    if isinstance(found, ServingError):  # no row is to blame: the version's process is gone
+        log.error("batch failed: %s", found)
+        return [found] * len(slices)
+    if len(slices) > 1:
+        return _attempt_parts(runtime, slices)
+    if before is None and about_rows(found) and _awaited(slices[0].item, time.monotonic()):
+        return _attempt(runtime, slices, found)
+    return [_failure(found, before)]
+
+
+def _call(runtime: Runtime, slices: Sequence[Slice]) -> Outputs | BaseException:
+    """What the model answers, or raised."""
     rows, want = rows_of(slices), slices[0].item.want
     for piece in slices:
         if piece.item.want is not want:  # joining flags is dear
@@ -85,17 +109,22 @@ def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Except
     try:
         outputs = runtime.predict(_merge(slices), rows, want)
         if outputs.rows != rows or not outputs.consistent():
-            raise ModelFailed(f"the model did not answer one row for each of {rows}")
-    except ServingError as error:  # no row is to blame: a wrong number of outputs, or the version's process is gone
-        log.error("batch failed: %s", error)
-        return [error] * len(slices)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  the batch: a model may raise anything, and call exit()
-        if len(slices) == 1:
-            failed = ModelFailed(f"the model raised {type(error).__name__}")
-            failed.__cause__ = error  # whoever answers the request logs both, under the request's id
-            return [failed]
-        return _attempt_parts(runtime, slices)
-    return _split(outputs, slices)
+            raise Misfit(f"the model did not answer one row for each of {rows}")
+    except BaseException as error:  # noqa: BLE001  the batch: a model may raise anything, exit() and KeyboardInterrupt too
+        return error
+    return outputs
+
+
+def _failure(error: BaseException, before: BaseException | None) -> ServingError:
+    """What a request hears whose rows failed alone. A library that says the same of them twice means them."""
+    same = before is not None and type(before) is type(error) and about_rows(error)
+    failed = RowsRefused(REFUSED) if same else ModelFailed(f"the model raised {type(error).__name__}")
+    failed.__cause__ = error  # whoever answers the request logs both, under the request's id
+    return failed
+
+
+def _awaited(item: Item, now: float) -> bool:
+    return item.done is not None and (item.deadline is None or item.deadline > now)
 
 
 def _attempt_parts(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:
@@ -103,7 +132,7 @@ def _attempt_parts(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | 
     now = time.monotonic()
     groups: dict[object, list[int]] = {}
     for at, piece in enumerate(slices):
-        if piece.item.done is not None and (piece.item.deadline is None or piece.item.deadline > now):
+        if _awaited(piece.item, now):
             groups.setdefault(tuple(a.shape[1:] for a in piece.item.arrays), []).append(at)
     if len(groups) == 1:
         (every,) = groups.values()

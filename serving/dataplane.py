@@ -7,7 +7,6 @@ shapes; errors leave as exceptions that `serving.errors` translates for every tr
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,14 +16,13 @@ from serving.calls import Call, Out, Reply, Request
 from serving.completing import check_present, fill_gaps, find_gaps, look_up, matrix_of, share, tell
 from serving.crew import Crew
 from serving.decoding import Arrays, Partial, complete
-from serving.errors import Forbidden, NotFound, NotReady, outcome_of
+from serving.errors import Forbidden, NotFound, NotReady, RowsRefused, outcome_of
+from serving.failures import Failures
 from serving.fleet import Fleet
 from serving.flight import Flight
 from serving.loading import Loaded
 from serving.manager import ModelManager
 from serving.servable import Servable
-
-log = logging.getLogger("headway.requests")
 
 
 class DataPlane:
@@ -32,7 +30,7 @@ class DataPlane:
 
     def __init__(self, fleet: Fleet, metrics: Metrics, crew: Crew, *, repository_api: bool = False) -> None:
         self._fleet, self._crew, self._repository_api = fleet, crew, repository_api
-        self.metrics = metrics
+        self.metrics, self._failures = metrics, Failures()
         self.draining = False
 
     @property
@@ -139,9 +137,8 @@ class DataPlane:
             self.metrics.timeouts.labels(model, version).inc()
         if version and outcome.reason != "queue_full":  # a refusal at the door takes no time, and would look fast
             self._time(call, version, late=outcome.reason == "deadline")
-        if outcome.http == 500:
-            facts = {"model": model, "version": version, "reason": outcome.reason, "request_id": call.request_id}
-            log.error("request failed", extra=facts, exc_info=error)
+        if outcome.http == 500 or isinstance(error, RowsRefused):
+            self._failures.tell(model, version, outcome.reason, call.request_id, error)
 
     def _time(self, call: Call, version: str, *, late: bool) -> None:
         """Times a request that failed: a version that lets its slow requests run into their deadline must not look fast."""

@@ -2,6 +2,7 @@
 
 ServingError
 ├── BadRequest            the request cannot be understood or does not fit the signature
+│   └── RowsRefused       the model's library refuses the values
 ├── NotFound              no such model, version, label or route
 ├── MethodNotAllowed      right route, wrong verb
 ├── UnsupportedMediaType  a content type that is neither JSON nor octet-stream
@@ -34,6 +35,10 @@ class ServingError(Exception):
 
 class BadRequest(ServingError):
     """The request is malformed, or does not fit the model's signature."""
+
+
+class RowsRefused(BadRequest):
+    """The model refuses the values of the rows, again and again, and answers others."""
 
 
 class NotFound(ServingError):

@@ -22,6 +22,7 @@ from serving.manager import ModelManager
 from serving.response_cache import Wait
 from serving.runtimes.base import Outputs, Want
 from serving.servable import Servable
+from serving.waiting import HIGH, NORMAL
 
 if TYPE_CHECKING:
     from serving.dataplane import DataPlane
@@ -111,7 +112,7 @@ class Flight(Generic[Out]):
         self._loaded, self._batcher = servable.ready
         self._began = _clock()
         self._deadline = deadline_of(call, self._loaded)
-        if self._batcher.crowded and servable.cache is None and not self._request.may_hurry:
+        if self._batcher.crowded and servable.cache is None and not self._hurries:
             self._batcher.knock(self._deadline)
         self._decoded = decoded = self._request.decode(self._loaded)
         self._output = decoded.output or self._loaded.configuration.output
@@ -121,6 +122,11 @@ class Flight(Generic[Out]):
             self._apart(lambda: self._complete(servable, want))
         else:
             self._queue(decoded.partial.arrays, want)
+
+    @property
+    def _hurries(self) -> bool:
+        """Whether it may be that the request is taken in before those of normal priority."""
+        return self._loaded.configuration.limits.client_priority and self._request.may_hurry
 
     async def _complete(self, servable: Servable, want: Want) -> None:
         partial = self._decoded.partial
@@ -132,6 +138,8 @@ class Flight(Generic[Out]):
         assert self._servable is not None
         cache, decoded = self._servable.cache, self._decoded
         rows, priority = decoded.partial.rows, decoded.priority
+        if priority is HIGH and not self._loaded.configuration.limits.client_priority:
+            priority = NORMAL
         if cache is None:
             self._item = self._batcher.submit(arrays, rows, want, self._deadline, self._computed, priority)
             return

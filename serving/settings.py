@@ -66,7 +66,8 @@ class _Group(BaseModel):
 
 
 class Batching(_Group):
-    """Batching of one version; rows, milliseconds, rows, a share of the queue, milliseconds, and batches at once."""
+    """Batching of one version; rows, milliseconds, rows, a share of the queue, milliseconds, batches at once, and whether
+    clients may ask for high priority."""
 
     max_rows: int | None = Field(None, ge=1, le=65536)
     max_wait_ms: float | None = Field(None, ge=0, le=60_000)
@@ -75,6 +76,7 @@ class Batching(_Group):
     inline_below_ms: float | None = Field(None, ge=0)
     target_latency_ms: float | None = Field(None, gt=0)
     concurrency: int | None = Field(None, ge=1, le=64)
+    client_priority: bool | None = None
 
 
 class ResponseCache(_Group):

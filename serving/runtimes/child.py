@@ -3,7 +3,7 @@
 Started as `python -m serving.runtimes.child FD PARENT`. Messages (`serving.runtimes.wire`):
 
     → {path, ignore_extra, task, activation, classes, accelerate, torch}   ← {ready, engine} with `classes`, or {failed: reason}
-    → {rows, want} with the input's arrays              ← {} with the outputs' arrays, or {raised: class, text}
+    → {rows, want} with the input's arrays              ← {} with the outputs' arrays, or {raised: class, text, trace, about_rows}
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from registry.errors import RegistryError
 from registry.mlmodel import MLmodel, read_mlmodel
 from serving.admission import BatchingLimits
 from serving.configuration import Configuration, TorchOptions
+from serving.refusals import about_rows
 from serving.runtimes.base import Outputs, Runtime, Want
 from serving.runtimes.choose import runtime_for
 from serving.runtimes.wire import Message, pack, receive
@@ -107,7 +108,8 @@ def _answer(runtime: Runtime, message: Message) -> bytes:
         return pack({}, _named(outputs) | _classes(runtime))
     except Exception as error:  # noqa: BLE001  the model may raise anything; the server isolates the row
         trace = "".join(traceback.format_exception(error))[-4000:]
-        return pack({"raised": type(error).__name__[:64], "text": str(error)[:MOST_TEXT], "trace": trace}, {})
+        said = {"raised": type(error).__name__[:64], "text": str(error)[:MOST_TEXT], "trace": trace}
+        return pack({**said, "about_rows": about_rows(error)}, {})
 
 
 def _named(outputs: Outputs) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from registry.mlmodel import MLmodel
 from serving.configuration import Configuration
 from serving.errors import ModelFailed, NotReady
 from serving.lifecycle import backoff
+from serving.refusals import Raised
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.spawn import Child, Ending, Gone, Unsent
 from serving.runtimes.wire import pack
@@ -33,10 +34,6 @@ STEADY_SECONDS = 60.0
 MOST_IN_VAIN = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _FAREWELL_SECONDS = 2.0
-
-
-class Raised(Exception):
-    """The model raised in its process. The text is for the log: class, message and traceback there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,9 @@ class ProcessRuntime:
         self._in_vain = 0
         if "raised" in answer.facts:
             facts = answer.facts
-            raise Raised(f"{facts['raised']}: {facts.get('text')}\n{facts.get('trace')}"[:5000])
+            kind = str(facts["raised"])[:64]
+            text = f"{kind}: {facts.get('text')}\n{facts.get('trace')}"[:5000]
+            raise Raised(text, kind, facts.get("about_rows") is True)
         found = answer.arrays
         self.classes = found.get("classes", self.classes)
         return Outputs(rows, found.get("labels"), found.get("probabilities"), found.get("raw"))

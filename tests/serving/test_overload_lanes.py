@@ -64,12 +64,23 @@ async def busy(lane: str, **limits: Any) -> AsyncIterator[tuple[Listening, Queue
 @LANES
 async def test_priority_is_a_parameter_of_v1_and_v2(lane: str) -> None:
     """High before normal before low; 0 and nothing at all are normal."""
-    async with busy(lane) as (server, queue):
+    async with busy(lane, client_priority=True) as (server, queue):
         await queue.add(asking(1.0, priority=3), inferring(2.0, priority=0), asking(3.0), inferring(4.0, priority=1))
         await queue.add(asking(5.0, priority=1), inferring(6.0, priority=2), asking(7.0, priority=2))
         await queue.end()
         # the fourth batch goes by arrival alone
         assert server.runtime.seen == [0.0, 4.0, 5.0, 2.0, 1.0, 3.0, 6.0, 7.0]
+
+
+@LANES
+@pytest.mark.audit("38")
+async def test_high_priority_is_the_operators_to_allow(lane: str) -> None:
+    """Unless `client_priority` is set, 1 counts as normal without an error: neither in the order nor at the watermark."""
+    async with busy(lane, max_queue=8, high_watermark=0.5) as (server, queue):
+        await queue.add(asking(1.0), inferring(2.0, priority=3), asking(3.0, priority=1), inferring(4.0, priority=1))
+        assert predictions(await server.say(asking(9.0, priority=1))) == [503]
+        assert await queue.end() == [200] * 4
+        assert server.runtime.seen == [0.0, 1.0, 3.0, 4.0, 2.0]
 
 
 @LANES
@@ -99,7 +110,7 @@ async def test_what_would_be_shed_anyway_is_not_decoded(lane: str) -> None:
 @LANES
 async def test_low_is_shed_first_and_high_last(lane: str) -> None:
     """Low at half the watermark, normal at the watermark, high when the queue is full."""
-    async with busy(lane, max_queue=4, high_watermark=0.5) as (server, queue):
+    async with busy(lane, max_queue=4, high_watermark=0.5, client_priority=True) as (server, queue):
         await queue.add(asking(1.0))
         assert predictions(await server.say(asking(9.0, priority=3))) == [503]
         await queue.add(asking(2.0))
