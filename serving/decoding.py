@@ -172,7 +172,9 @@ def tensor_of(tensor: Tensor, name: str, nested: list[Any]) -> np.ndarray:
 
 
 def check_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    """BadRequest unless the shape fits the signature, where -1 is any size."""
+    """BadRequest unless the shape fits the signature, where -1 is any size but none."""
+    if 0 in shape:
+        raise BadRequest(f"Tensor {shown(name)!r} has a dimension of 0, and so no values.")
     fits = len(shape) == len(tensor.shape) and all(
         want in (-1, have) for want, have in zip(tensor.shape, shape, strict=True)
     )

@@ -143,24 +143,56 @@ def _floats(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarr
 def _integers(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
     if not kinds <= _NUMBERS:
         raise _wrong(column, f"integers ({column.type})")
-    whole = [_whole(column, v) for v in values] if float in kinds else values
-    bounds = np.iinfo(INTEGERS[column.type])
-    present = whole if column.required else [v for v in whole if v is not None]
-    if present and not (bounds.min <= min(present) and max(present) <= bounds.max):
+    gone = np.array([v is None for v in values]) if None in values else None
+    try:
+        exact = np.array(
+            [_whole(column, v) for v in values] if kinds != {int} or gone is not None else values, np.int64
+        )
+    except OverflowError:
+        raise _wrong(column, f"integers that fit a {column.type}") from None
+    return integers(column, exact, gone)
+
+
+def _whole(column: Column, value: Any) -> int:
+    """A number of JSON as an integer; one array of all would turn large integers beside fractions into doubles."""
+    if type(value) is int:
+        return value
+    if value is not None and not value.is_integer():
+        raise _wrong(column, f"integers ({column.type})")
+    return int(value or 0)
+
+
+def integers(column: Column, array: np.ndarray, gone: np.ndarray | None = None) -> np.ndarray:
+    """Numbers for a column of integers, whatever carried them. Raises BadRequest unless they are integral and in range.
+
+    `gone` marks the missing ones, as NaN does in an array of floats; that they may be missing has been checked.
+    """
+    if array.dtype.kind == "f":
+        gone = np.isnan(array)
+    present = array if gone is None else array[~gone]
+    if not integral(present):
+        raise _wrong(column, f"integers ({column.type})")
+    if not within(present, INTEGERS[column.type]):
         raise _wrong(column, f"integers that fit a {column.type}")
     if column.required:
-        return np.array(whole, dtype=INTEGERS[column.type])
-    if present and max(map(abs, present)) > _EXACT:
+        return present.astype(INTEGERS[column.type], copy=False)
+    if present.size and max(abs(present.min().item()), abs(present.max().item())) > _EXACT:
         raise _wrong(column, "integers up to 2^53, because missing values share the column")
-    return np.array([np.nan if v is None else v for v in whole], dtype=np.float64)
+    result = array.astype(np.float64)
+    if gone is not None:
+        result[gone] = np.nan
+    return result
 
 
-def _whole(column: Column, value: Any) -> int | None:
-    if value is None or type(value) is int:
-        return value
-    if not value.is_integer():
-        raise _wrong(column, f"integers ({column.type})")
-    return int(value)
+def integral(array: np.ndarray) -> bool:
+    """Whether every number is an integer, of whatever type; infinity is none."""
+    return array.dtype.kind != "f" or bool((np.isfinite(array) & (np.trunc(array) == array)).all())
+
+
+def within(array: np.ndarray, dtype: np.dtype[Any]) -> bool:
+    """Whether every integral number is in the range of an integer dtype: Python compares exactly."""
+    bounds = np.iinfo(dtype)
+    return array.size == 0 or (bounds.min <= array.min().item() and array.max().item() <= bounds.max)
 
 
 def _booleans(column: Column, values: Sequence[Any], kinds: set[type]) -> np.ndarray:
@@ -211,7 +243,7 @@ def _objects(values: Sequence[Any]) -> np.ndarray:
 
 
 def narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """The array in a narrower dtype of the same kind; BadRequest if a value is out of range."""
+    """Numbers in another dtype; BadRequest if one is out of its range, or is to be an integer and has a fraction."""
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore", invalid="ignore"):
@@ -219,8 +251,7 @@ def narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if dtype.kind == "f":
         fits = bool((np.isfinite(result) == np.isfinite(array)).all())
     else:
-        bounds = np.iinfo(dtype)
-        fits = array.size == 0 or (int(array.min()) >= bounds.min and int(array.max()) <= bounds.max)
+        fits = integral(array) and within(array, dtype)
     if not fits:
         raise BadRequest(f"{shown(name)!r} has a value that does not fit {dtype.name}.")
     return result

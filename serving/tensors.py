@@ -1,8 +1,8 @@
 """Open Inference tensors: from the wire's names, datatypes and shapes to a version's schema. Shared by REST and gRPC.
 
 A column signature takes one tensor per column (`[n]` or `[n, 1]`) or, if all columns are numeric, one tensor `[n, k]` of
-any name in signature order. A tensor signature takes its own tensors. Datatypes are converted within their kind
-(integers may also stand for floats) and only if every value is in range.
+any name in signature order. A tensor signature takes its own tensors. Any number stands for a float, and one without a
+fraction for an integer, if every value is in range. Infinity is no value: JSON could not carry it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from registry.mlmodel import Column, Tensor
 from serving.decoding import Arrays, Partial, check_shape, complete, decode_instances, json_array, lay_out, numbers
 from serving.errors import BadRequest
 from serving.runtimes.base import DATATYPES
-from serving.schema import FLOATS, INTEGERS, InputSchema, cast, has_missing, kinds_of, narrow, shown
+from serving.schema import FLOATS, INTEGERS, NUMERIC, InputSchema, cast, has_missing, integers, kinds_of, narrow, shown
 
 NUMPY = {datatype: np.dtype(name) for name, datatype in DATATYPES.items()}
-_KINDS = {"f": "fi", "i": "i", "u": "i", "b": "b"}
+_KINDS = {"f": "fi", "i": "fi", "u": "fi", "b": "b"}
 
 
 @dataclass(slots=True)
@@ -58,6 +58,8 @@ def check_given(tensor: Given) -> Given:
         raise BadRequest(f"Tensor {name!r} has {len(tensor.flat)} values, which do not fill its shape.")
     if tensor.shape[0] == 0:
         raise BadRequest(f"Tensor {name!r} has no rows.")
+    if 0 in tensor.shape:
+        raise BadRequest(f"Tensor {name!r} has a dimension of 0, and so no values.")
     return tensor
 
 
@@ -110,14 +112,18 @@ def _matrix(schema: InputSchema, tensor: Given) -> Arrays:
         assert partial.arrays is not None
         return partial.arrays
     matrix = tensor.flat.reshape(rows, width)
-    if schema.matrix is not None and tensor.kind in "fi" and not _suspicious(matrix):
-        return (narrow(tensor.name, _as_float(matrix), schema.matrix),)
+    if schema.matrix is not None and tensor.kind in "fi":
+        whole = _finite(matrix, schema.matrix)
+        if whole is not None:
+            return (whole,)
     return lay_out(schema, [_from_array(c, matrix[:, i], tensor.kind) for i, c in enumerate(schema.columns)])
 
 
-def _suspicious(matrix: np.ndarray) -> bool:
-    """Whether a value may be missing, so that its column must be looked at."""
-    return matrix.dtype.kind == "f" and bool(np.isnan(matrix).any())
+def _finite(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray | None:
+    """The matrix in a dtype of floats; None if a value is missing or does not fit, so that its column must be looked for."""
+    with np.errstate(over="ignore"):
+        matrix = matrix.astype(dtype, copy=False)
+    return matrix if np.isfinite(matrix).all() else None
 
 
 def _columns(schema: InputSchema, named: dict[str, Given], rows: int, keys: frozenset[str]) -> Partial:
@@ -162,9 +168,7 @@ def _texts(column: Column, values: list[Any]) -> list[Any]:
 
 
 def _check_kind(column: Column, kind: str) -> None:
-    takes = (
-        "fi" if column.type in FLOATS else "i" if column.type in INTEGERS else "b" if column.type == "boolean" else "s"
-    )
+    takes = "fi" if column.type in NUMERIC else "b" if column.type == "boolean" else "s"
     if kind not in takes:
         raise BadRequest(
             f"Column {shown(column.name)!r} is a {column.type}, and a tensor of that datatype cannot stand for it."
@@ -176,10 +180,14 @@ def _from_array(column: Column, array: np.ndarray, kind: str) -> np.ndarray:
     if column.required and has_missing(array):
         raise BadRequest(f"Column {shown(column.name)!r} is required and has a missing value.")
     if column.type in FLOATS:
+        if _has_infinity(array):
+            raise BadRequest(f"Column {shown(column.name)!r} takes finite numbers ({column.type}).")
         return narrow(column.name, _as_float(array), FLOATS[column.type])
-    if column.type in INTEGERS and column.required:
-        return narrow(column.name, array, INTEGERS[column.type])
-    return cast(column, array.tolist())
+    return integers(column, array) if column.type in INTEGERS else cast(column, array.tolist())
+
+
+def _has_infinity(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and bool(np.isinf(array).any())
 
 
 def _as_float(array: np.ndarray) -> np.ndarray:
@@ -232,5 +240,7 @@ def _tensor(spec: Tensor, tensor: Given) -> np.ndarray:
         return json_array(tensor.name, _texts(Column(tensor.name, "string"), tensor.flat), dtype).reshape(tensor.shape)
     if has_missing(tensor.flat):
         raise BadRequest(f"Tensor {shown(tensor.name)!r} has a missing value.")
+    if _has_infinity(tensor.flat):
+        raise BadRequest(f"Tensor {shown(tensor.name)!r} takes finite numbers.")
     array = _as_float(tensor.flat) if dtype.kind == "f" else tensor.flat
     return narrow(tensor.name, array, dtype).reshape(tensor.shape)
