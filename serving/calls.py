@@ -66,6 +66,11 @@ class Answer:
         return chosen
 
     @property
+    def named(self) -> dict[str, np.ndarray]:
+        """What the answer says by name: a network's several outputs, or the one that is called `predictions`."""
+        return self.outputs.named or {"predictions": self.predictions}
+
+    @property
     def probabilities(self) -> np.ndarray | None:
         """The array that stands beside the labels: under `auto`, for classifiers only."""
         return self.outputs.probabilities if self.output == "auto" else None

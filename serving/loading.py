@@ -76,6 +76,8 @@ class Loaded:
     example: Arrays | None = None
     files: Files | None = None
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    #: the names of the outputs, if there are several
+    names: tuple[str, ...] = ()
 
     @property
     def keys(self) -> frozenset[str]:
@@ -179,7 +181,7 @@ def warm(loaded: Loaded) -> float:
     want = Want.LABELS | (Want.PROBABILITIES if loaded.runtime.classes is not None else Want.NONE)
     for rows in sorted({1, min(2, most), most}):
         outputs, _ = _run(loaded, example, rows, want | Want.RAW)
-    loaded.outputs = describe(outputs)
+    loaded.outputs, loaded.names = describe(outputs), tuple(outputs.named or ())
     return min(_run(loaded, example, most, want)[1] for _ in range(5))  # what else the machine does only adds
 
 
@@ -194,9 +196,8 @@ def _run(loaded: Loaded, example: Arrays, rows: int, want: Want) -> tuple[Output
 
 def describe(outputs: Outputs) -> list[dict[str, Any]]:
     """The V2 metadata of what a model really answered at warm-up; -1 is the number of rows."""
-    named = {"predictions": outputs.labels, "probabilities": outputs.probabilities}
+    one = {"predictions": outputs.labels, "probabilities": outputs.probabilities}
+    named = outputs.named or {name: array for name, array in one.items() if array is not None}
     return [
-        {"name": name, "datatype": datatype_of(array), "shape": [-1, *array.shape[1:]]}
-        for name, array in named.items()
-        if array is not None
+        {"name": name, "datatype": datatype_of(array), "shape": [-1, *array.shape[1:]]} for name, array in named.items()
     ]

@@ -70,12 +70,15 @@ def owned(outputs: Outputs, want: Want) -> Outputs:
         _copy(outputs.labels) if Want.LABELS in want else None,
         _copy(outputs.probabilities) if Want.PROBABILITIES in want else None,
         _copy(outputs.raw) if Want.RAW in want else None,
+        None if outputs.named is None else {name: _own(array) for name, array in outputs.named.items()},
     )
 
 
 def _copy(array: np.ndarray | None) -> np.ndarray | None:
-    if array is None:
-        return None
+    return None if array is None else _own(array)
+
+
+def _own(array: np.ndarray) -> np.ndarray:
     copied = np.array(array, order="C")
     copied.setflags(write=False)
     return copied
@@ -84,7 +87,9 @@ def _copy(array: np.ndarray | None) -> np.ndarray | None:
 def size_of(outputs: Outputs) -> int | None:
     """Bytes of memory that an entry with these arrays takes; None if that is not known."""
     size = _ENTRY_BYTES
-    for array in (outputs.labels, outputs.probabilities, outputs.raw):
+    named = outputs.named or {}
+    size += sum([_ENTRY_BYTES + 4 * len(name) for name in named])
+    for array in (outputs.labels, outputs.probabilities, outputs.raw, *named.values()):
         if array is None:
             continue
         size += sys.getsizeof(array)

@@ -22,16 +22,20 @@ class Want(Flag):
 
 @dataclass(slots=True)
 class Outputs:
-    """What a runtime answered for `rows` rows. Every array has `rows` as its first dimension, or is None."""
+    """What a runtime answered for `rows` rows. Every array has `rows` as its first dimension, or is None.
+
+    A network with several outputs answers them all in `named`, by their names, and the others are None.
+    """
 
     rows: int
     labels: np.ndarray | None = None
     probabilities: np.ndarray | None = None
     raw: np.ndarray | None = None
+    named: dict[str, np.ndarray] | None = None
 
     def consistent(self) -> bool:
         """Whether every array has exactly one row per row."""
-        arrays = (self.labels, self.probabilities, self.raw)
+        arrays = (self.labels, self.probabilities, self.raw, *(self.named or {}).values())
         return all(a is None or (a.ndim > 0 and len(a) == self.rows) for a in arrays)
 
     def cut(self, start: int, stop: int) -> Outputs:
@@ -41,6 +45,7 @@ class Outputs:
             None if self.labels is None else self.labels[start:stop],
             None if self.probabilities is None else self.probabilities[start:stop],
             None if self.raw is None else self.raw[start:stop],
+            None if self.named is None else {name: array[start:stop] for name, array in self.named.items()},
         )
 
     @staticmethod
@@ -51,12 +56,17 @@ class Outputs:
             _join([part.labels for part in parts]),
             _join([part.probabilities for part in parts]),
             _join([part.raw for part in parts]),
+            _join_named([part.named for part in parts if part.named is not None]),
         )
 
 
 def _join(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
     present = [a for a in arrays if a is not None]
     return np.concatenate(present) if len(present) == len(arrays) else None
+
+
+def _join_named(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else None
 
 
 @dataclass(frozen=True, slots=True)

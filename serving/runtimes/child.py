@@ -30,7 +30,7 @@ from serving.configuration import Configuration, TorchOptions
 from serving.refusals import about_rows
 from serving.runtimes.base import Outputs, Runtime, Want
 from serving.runtimes.choose import runtime_for
-from serving.runtimes.wire import Message, pack, receive
+from serving.runtimes.wire import OUTPUT, Message, pack, receive
 from serving.schema import compile_schema
 
 _PR_SET_PDEATHSIG = 1
@@ -113,8 +113,9 @@ def _answer(runtime: Runtime, message: Message) -> bytes:
 
 
 def _named(outputs: Outputs) -> dict[str, np.ndarray]:
-    named = {"labels": outputs.labels, "probabilities": outputs.probabilities, "raw": outputs.raw}
-    return {name: np.asarray(array) for name, array in named.items() if array is not None}
+    arrays = {"labels": outputs.labels, "probabilities": outputs.probabilities, "raw": outputs.raw}
+    several = {f"{OUTPUT}{name}": array for name, array in (outputs.named or {}).items()}
+    return {name: np.asarray(array) for name, array in (arrays | several).items() if array is not None}
 
 
 def _classes(runtime: Runtime) -> dict[str, np.ndarray]:

@@ -63,8 +63,10 @@ def _around(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _compare(found: Outputs, expected: Outputs, native: TorchRuntime) -> None:
-    pairs = [(found.raw, expected.raw, "numbers")]
-    if native.classes is not None:
+    pairs: list[tuple[np.ndarray | None, np.ndarray | None, str]] = [(found.raw, expected.raw, "numbers")]
+    if expected.named is not None:
+        pairs = [((found.named or {}).get(name), array, "numbers") for name, array in expected.named.items()]
+    elif native.classes is not None:
         if not np.array_equal(_array(found.labels), _array(expected.labels)):
             raise _NotSame("the compiled network's labels are not the network's")
         pairs = [(found.probabilities, expected.probabilities, "probabilities")]

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from registry.errors import InvalidModel
 from serving.configuration import Configuration
 from serving.runtimes.base import Outputs, Want
+from serving.runtimes.several import choose, listed
 
 
 class Interpretation:
     """Turns raw outputs `[n]`, `[n, k]` into labels and probabilities. Unsaid: regression, raw is the prediction."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, names: tuple[str, ...] = ()) -> None:
+        """`names` are those of the signature's outputs, where it has any."""
+        self._promised = names
         self._activation = configuration.activation
         self._classes = configuration.classes
         self.is_classifier = configuration.task == "classification"
         #: known from the tag; else 0…k-1, where two stand for as many as the first output has
         self.classes: np.ndarray | None = self._named(2) if self.is_classifier else None
+
+    def choose(self, own: tuple[str, ...]) -> tuple[tuple[int, str], ...]:
+        """Which outputs of a network are answered, and their names. Raises InvalidModel for a classifier with several."""
+        chosen = choose(own, self._promised)
+        if self.is_classifier and len(chosen) > 1:
+            raise InvalidModel(
+                f"the tag headway.task says classification, which is of one output, and the network has {len(chosen)}: "
+                f"{listed([name for _, name in chosen])}; let the signature's outputs name the one, or drop the tag"
+            )
+        return chosen
+
+    def meaning(self, own: tuple[str, ...], answered: Sequence[np.ndarray], rows: int, want: Want) -> Outputs:
+        """What all the outputs of a network mean, whose names are its `own`: one is interpreted, several are as they are."""
+        chosen = self.choose(own)
+        if len(chosen) == 1:
+            return self.outputs(answered[chosen[0][0]], rows, want)
+        return Outputs(rows, named={name: _of_rows(name, answered[place], rows) for place, name in chosen})
 
     def outputs(self, raw: np.ndarray, rows: int, want: Want) -> Outputs:
         """Labels, probabilities and raw of one batch."""
@@ -48,6 +70,15 @@ class Interpretation:
 
     def _named(self, k: int) -> np.ndarray:
         return np.arange(k) if self._classes is None else np.array(self._classes)
+
+
+def _of_rows(name: str, array: np.ndarray, rows: int) -> np.ndarray:
+    if array.ndim == 0 or len(array) != rows:
+        raise InvalidModel(
+            f"the network's output {name[:64]!r} has not one row for each of {rows}; "
+            "what the signature's outputs do not name is left out"
+        )
+    return array
 
 
 def _flat(raw: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from registry.pyfunc import add_code
 from serving.configuration import Configuration
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.interpret import Interpretation
+from serving.runtimes.several import promised
 from serving.schema import InputSchema
 
 _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -26,19 +27,23 @@ _LABELS = ("tensor(int64)", "tensor(string)")
 
 class OnnxRuntime:
     """One graph. Columns go in as one matrix `[n, k]` if it has one input, else each to the input of its name; tensors to
-    the inputs of their names. One output means what the version's tags say; two are a label and its probabilities, as
-    converters of scikit-learn write them."""
+    the inputs of their names. One output means what the version's tags say; two may be a label and its probabilities, as
+    converters of scikit-learn write them; several others are answered by name."""
 
-    def __init__(self, session: Any, schema: InputSchema, configuration: Configuration) -> None:
+    def __init__(
+        self, session: Any, schema: InputSchema, configuration: Configuration, names: tuple[str, ...] = ()
+    ) -> None:
         self.engine = Engine("onnxruntime", parallel=True)
-        self._session, self._meaning = session, Interpretation(configuration)
+        self._session, self._meaning = session, Interpretation(configuration, names)
         self._inputs = {node.name: _dtype(node) for node in session.get_inputs()}
         self._names = [column.name for column in schema.columns]
         self._tensors = [tensor.name for tensor in schema.tensors]
         outputs = session.get_outputs()
-        self._labelled = len(outputs) == 2 and outputs[0].type in _LABELS
-        if len(outputs) > 1 and not self._labelled:
-            raise InvalidModel("the graph must have one output, or a label and its probabilities")
+        named = len(names) > 1 or configuration.task == "regression"
+        self._labelled = _are_label_and_probabilities(outputs) and (self._meaning.is_classifier or not named)
+        self._own = tuple(node.name for node in outputs)
+        #: what is computed: not those that nobody is answered
+        self._asked = None if self._labelled else self._chosen(outputs)
         self._matrix = bool(schema.columns) and len(self._inputs) == 1 and len(self._names) > 1
         wanted = set() if self._matrix or len(self._inputs) == 1 else set(self._names or self._tensors)
         if (self._matrix and not schema.all_numeric) or (wanted and wanted != set(self._inputs)):
@@ -52,14 +57,21 @@ class OnnxRuntime:
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
         """One run of the graph."""
-        outputs = self._session.run(None, self._feed(arrays))
-        if not self._labelled:
-            return self._meaning.outputs(np.asarray(outputs[0]), rows, want)
+        outputs = self._session.run(self._asked, self._feed(arrays))
+        if self._asked is not None:
+            return self._meaning.meaning(tuple(self._asked), list(map(np.asarray, outputs)), rows, want)
         labels = np.asarray(outputs[0])
         return Outputs(rows, labels, self._probabilities(outputs[1]), labels)
 
     def close(self) -> None:
         """Nothing but memory is held."""
+
+    def _chosen(self, outputs: list[Any]) -> list[str]:
+        chosen = [outputs[place] for place, _ in self._meaning.choose(self._own)]
+        for node in chosen:
+            if not node.type.startswith("tensor("):
+                raise InvalidModel(f"the graph's output {node.name[:64]!r} is no tensor, and cannot be served")
+        return [node.name for node in chosen]
 
     def _feed(self, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         if self._matrix or (self._tensors and len(self._inputs) == 1):
@@ -88,6 +100,13 @@ class OnnxRuntime:
         return np.array([[row[c] for c in classes] for row in found])
 
 
+def _are_label_and_probabilities(outputs: list[Any]) -> bool:
+    """Whether the two outputs are `[n]` of labels, and a table or one mapping per row beside them."""
+    if len(outputs) != 2 or outputs[0].type not in _LABELS or len(outputs[0].shape or ()) > 1:
+        return False
+    return not outputs[1].type.startswith("tensor(") or len(outputs[1].shape or (0, 0)) == 2
+
+
 def _dtype(node: Any) -> Any:
     try:
         return _TYPES[node.type]
@@ -105,7 +124,7 @@ def load_onnx(model: MLmodel, schema: InputSchema, configuration: Configuration)
     if file is None:
         raise InvalidModel("the MLmodel file names a model file that is not in the version's folder")
     session = onnxruntime.InferenceSession(str(file), _options(conf), providers=_providers(conf))
-    return OnnxRuntime(session, schema, configuration)
+    return OnnxRuntime(session, schema, configuration, promised(model))
 
 
 def _options(conf: Mapping[str, Any]) -> Any:

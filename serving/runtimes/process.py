@@ -25,7 +25,7 @@ from serving.lifecycle import backoff
 from serving.refusals import Raised
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.spawn import Child, Ending, Gone, Unsent
-from serving.runtimes.wire import pack
+from serving.runtimes.wire import OUTPUT, pack
 
 log = logging.getLogger("headway.process")
 #: A process that lived this long starts again without a pause.
@@ -99,7 +99,8 @@ class ProcessRuntime:
             raise Raised(text, kind, facts.get("about_rows") is True)
         found = answer.arrays
         self.classes = found.get("classes", self.classes)
-        return Outputs(rows, found.get("labels"), found.get("probabilities"), found.get("raw"))
+        named = {name.removeprefix(OUTPUT): array for name, array in found.items() if name.startswith(OUTPUT)}
+        return Outputs(rows, found.get("labels"), found.get("probabilities"), found.get("raw"), named or None)
 
     def close(self) -> None:
         """Ends the process: an idle one by itself, a busy one by force after two seconds. Blocks that long."""

@@ -13,16 +13,23 @@ from registry.pyfunc import load_predict
 from serving.configuration import Configuration
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.interpret import Interpretation
+from serving.runtimes.several import promised
 from serving.schema import InputSchema
 
 
 class PyfuncRuntime:
     """A model behind `predict(DataFrame)`, or `predict(array or dict of arrays)` for tensor signatures."""
 
-    def __init__(self, predict: Callable[[Any], Any], schema: InputSchema, configuration: Configuration) -> None:
+    def __init__(
+        self,
+        predict: Callable[[Any], Any],
+        schema: InputSchema,
+        configuration: Configuration,
+        names: tuple[str, ...] = (),
+    ) -> None:
         self.engine = Engine("pyfunc")
-        self._predict, self._schema = predict, schema
-        self._meaning = Interpretation(configuration)
+        self._predict, self._schema, self._several = predict, schema, len(names) > 1
+        self._meaning = Interpretation(configuration, names)
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -30,8 +37,11 @@ class PyfuncRuntime:
         return self._meaning.classes
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
-        """One call for the whole batch."""
-        return self._meaning.outputs(as_array(self._predict(self._input(arrays))), rows, want)
+        """One call for the whole batch. Several tensors in a dict are several outputs, where the signature names them."""
+        answered = self._predict(self._input(arrays))
+        if self._several and isinstance(answered, dict) and len(answered) > 1:
+            return self._meaning.meaning(tuple(map(str, answered)), [*map(np.asarray, answered.values())], rows, want)
+        return self._meaning.outputs(as_array(answered), rows, want)
 
     def close(self) -> None:
         """Nothing but memory is held."""
@@ -48,7 +58,7 @@ class PyfuncRuntime:
 
 def load_pyfunc(model: MLmodel, schema: InputSchema, configuration: Configuration) -> PyfuncRuntime:
     """Loads the python_function flavour of a version whose trust has been checked."""
-    return PyfuncRuntime(load_predict(model.path), schema, configuration)
+    return PyfuncRuntime(load_predict(model.path), schema, configuration, promised(model))
 
 
 def as_array(answer: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -20,10 +20,12 @@ from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.exported import BatchSize, load_exported
 from serving.runtimes.interpret import Interpretation
 from serving.runtimes.mapped import map_weights
+from serving.runtimes.several import by_number, promised
 from serving.schema import InputSchema
 
 TOLERANCE = 1e-6
 _ANY_SIZE = BatchSize()
+_ONE = by_number(1)
 _CPU = torch.device("cpu")
 _AUTOCAST = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,13 +40,14 @@ class TorchRuntime:
         configuration: Configuration,
         size: BatchSize = _ANY_SIZE,
         device: torch.device = _CPU,
+        names: tuple[str, ...] = (),
     ) -> None:
         self.engine = Engine("torch", parallel=True)
         self.network, self._size, self._device = network, size, device
         self._columns = bool(schema.columns)
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self._autocast = _AUTOCAST[configuration.torch.autocast]
-        self._meaning = Interpretation(configuration)
+        self._meaning = Interpretation(configuration, names)
         if self._columns and not schema.all_numeric:
             raise InvalidModel("a PyTorch network takes numeric columns or tensors")
 
@@ -69,7 +72,10 @@ class TorchRuntime:
         inputs = self._inputs(arrays)
         with torch.inference_mode(), self._casting():
             parts = [self._forward([x[chunk] for x in inputs]) for chunk in self._size.chunks(rows)]
-        return self._meaning.outputs(parts[0] if len(parts) == 1 else np.concatenate(parts), rows, want)
+        own, answered = parts[0]
+        if len(parts) > 1:
+            answered = [np.concatenate(pieces) for pieces in zip(*[more for _, more in parts], strict=True)]
+        return self._meaning.meaning(own, answered, rows, want)
 
     def _casting(self) -> AbstractContextManager[None]:
         return nullcontext() if self._autocast is None else torch.autocast(self._device.type, self._autocast)
@@ -77,19 +83,37 @@ class TorchRuntime:
     def close(self) -> None:
         """Nothing but memory is held."""
 
-    def _forward(self, chunk: list[torch.Tensor]) -> np.ndarray:
-        output = self.network(*[self._size.padded(x) for x in chunk])
-        if not isinstance(output, torch.Tensor):
-            raise InvalidModel("the network must answer one tensor")
-        known = output.cpu() if output.dtype != torch.bfloat16 else output.cpu().float()  # NumPy has no bfloat16
-        answer: np.ndarray = known.numpy()
-        return answer[: len(chunk[0])] if len(chunk[0]) < self._size.least else answer
+    def _forward(self, chunk: list[torch.Tensor]) -> tuple[tuple[str, ...], list[np.ndarray]]:
+        own, tensors = _outputs(self.network(*[self._size.padded(x) for x in chunk]))
+        arrays = [_array(tensor) for tensor in tensors]
+        padded = len(chunk[0]) < self._size.least
+        return own, [array[: len(chunk[0])] for array in arrays] if padded else arrays
 
     def _inputs(self, arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
         if not self._columns:
             return [torch.from_numpy(np.ascontiguousarray(a)).to(self._device) for a in arrays]
         matrix = arrays[0] if len(arrays) == 1 and arrays[0].ndim == 2 else np.column_stack(arrays)
         return [torch.from_numpy(np.ascontiguousarray(matrix)).to(self._device, self._dtype)]
+
+
+def _outputs(answered: Any) -> tuple[tuple[str, ...], list[torch.Tensor]]:
+    """The tensors that a network answered, and its own names for them."""
+    if isinstance(answered, torch.Tensor):
+        return _ONE, [answered]
+    if isinstance(answered, Mapping):
+        names, tensors = tuple(map(str, answered)), list(answered.values())
+    else:
+        tensors = list(answered) if isinstance(answered, tuple | list) else []
+        names = getattr(answered, "_fields", None) or by_number(len(tensors))
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        raise InvalidModel("the network must answer a tensor, or a tuple, a list or a mapping of tensors")
+    return names, tensors
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    known = tensor.cpu() if tensor.dtype != torch.bfloat16 else tensor.cpu().float()  # NumPy has no bfloat16
+    array: np.ndarray = known.numpy()
+    return array
 
 
 def load_pytorch(model: MLmodel, schema: InputSchema, configuration: Configuration) -> TorchRuntime:
@@ -104,7 +128,7 @@ def load_pytorch(model: MLmodel, schema: InputSchema, configuration: Configurati
         network, size = torch.load(file, map_location=device, weights_only=False).to(device).eval(), _ANY_SIZE
     if configuration.torch.shared and device.type == "cpu":
         map_weights(network, file)
-    runtime = TorchRuntime(network, schema, configuration, size, device)
+    runtime = TorchRuntime(network, schema, configuration, size, device, promised(model))
     if not configuration.torch.compile:
         return runtime
     from serving.runtimes.compiled import compiled  # it pulls in the compiler

@@ -34,6 +34,8 @@ _ALIGN = 16
 _RAW = "biufMm"
 _LISTED = {"O": object, "U": np.str_, "S": np.bytes_}
 _BYTES = "$bytes"
+#: What the name of an array begins with that is one of a network's several outputs.
+OUTPUT = "output:"
 
 
 class Malformed(Exception):

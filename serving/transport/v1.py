@@ -99,12 +99,20 @@ def _decoded(document: dict[str, Any], loaded: Loaded) -> Decoded:
 def to_document(answer: Answer) -> dict[str, Any]:
     """The answer as a document whose leaves may be arrays."""
     whom = {"model_name": answer.model, "model_version": answer.version.version}
+    if answer.outputs.named is not None:
+        return {"predictions": _by_name(answer.outputs.named, answer.per_instance), **whom}
     if answer.per_instance:
         return {"predictions": _per_instance(answer), **whom}
     probabilities = answer.probabilities
     if probabilities is None:
         return {"predictions": answer.predictions, **whom}
     return {"predictions": answer.predictions, "probabilities": probabilities, **whom}
+
+
+def _by_name(named: dict[str, np.ndarray], per_instance: bool) -> list[dict[str, Any]]:
+    """One object per instance: each output's row of it."""
+    rows = [dict(zip(named, values, strict=True)) for values in zip(*map(list, named.values()), strict=True)]
+    return [{"prediction": row} for row in rows] if per_instance else rows
 
 
 def _per_instance(answer: Answer) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from serving.decoding import flatten
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.runtimes.base import datatype_of
+from serving.runtimes.several import listed
 from serving.schema import shown
 from serving.tensors import Given, check_given, decode_tensors
 from serving.transport.head import OCTETS, PLAIN
@@ -23,20 +24,20 @@ from serving.transport.v1 import PRIORITY, dumps, parse_object, parse_parameters
 
 def check_outputs(names: Iterable[str], loaded: Loaded, output: str | None) -> tuple[str, ...]:
     """The outputs that a request selects. Raises BadRequest for one that the answer will not have."""
-    mode = output or loaded.configuration.output
-    offered = ["predictions"]
-    if mode == "auto" and loaded.runtime.classes is not None:
-        offered.append("probabilities")
     chosen = tuple(names)
+    if not chosen:
+        return chosen
+    probable = (output or loaded.configuration.output) == "auto" and loaded.runtime.classes is not None
+    offered = loaded.names or (("predictions", "probabilities") if probable else ("predictions",))
     for name in chosen:
         if name not in offered:
-            raise BadRequest(f"There is no output {shown(name)!r}; this answer has {' and '.join(offered)}.")
+            raise BadRequest(f"There is no output {shown(name)!r}; this answer has {listed(offered)}.")
     return chosen
 
 
 def output_tensors(answer: Answer, chosen: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
     """The answer's tensors by name, in order: all, or those that the request selected."""
-    tensors = [("predictions", plain(answer.predictions))]
+    tensors = [(name, plain(array)) for name, array in answer.named.items()]
     if answer.probabilities is not None:
         tensors.append(("probabilities", np.asarray(answer.probabilities, dtype=np.float64)))
     return [(name, array) for name, array in tensors if not chosen or name in chosen]
