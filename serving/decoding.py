@@ -15,7 +15,19 @@ import numpy as np
 
 from registry.mlmodel import Column, Tensor
 from serving.errors import BadRequest
-from serving.schema import FLOATS, NUMERIC, InputSchema, cast, kinds_of, missing, narrow, shown, tensor_name
+from serving.schema import (
+    FLOATS,
+    INTEGERS,
+    NUMERIC,
+    InputSchema,
+    cast,
+    integers,
+    kinds_of,
+    missing,
+    narrow,
+    shown,
+    tensor_name,
+)
 
 Arrays = tuple[np.ndarray, ...]
 _NUMBERS = frozenset({int, float})
@@ -41,7 +53,7 @@ def decode_instances(schema: InputSchema, instances: Any, keys: frozenset[str]) 
     A schema of `one_array` takes an array of numbers as well.
     """
     if isinstance(instances, np.ndarray):
-        return Partial(len(instances), arrays=(_from_array(schema, instances),))
+        return Partial(len(instances), arrays=_from_array(schema, instances))
     if not isinstance(instances, list) or not instances:
         raise BadRequest("'instances' must be a list with at least one row.")
     if schema.tensors:
@@ -65,14 +77,27 @@ def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:
     return lay_out(schema, [cast(c, values) for c, values in zip(schema.columns, by_column, strict=True)])
 
 
-def _from_array(schema: InputSchema, rows: np.ndarray) -> np.ndarray:
+def _from_array(schema: InputSchema, rows: np.ndarray) -> Arrays:
     if schema.tensors:
         check_shape(schema.tensors[0], schema.names[0], rows.shape)
-        return narrow(schema.names[0], rows, np.dtype(schema.tensors[0].dtype))
-    assert schema.matrix is not None
+        return (_narrowed(schema.names[0], rows, np.dtype(schema.tensors[0].dtype)),)
     if rows.shape[1:] != (len(schema.columns),):
         raise _another_width(schema)
-    return narrow("instances", rows, schema.matrix)
+    if schema.matrix is not None:
+        return (narrow("instances", rows, schema.matrix),)
+    return tuple(map(_column, schema.columns, rows.T))
+
+
+def _column(column: Column, values: np.ndarray) -> np.ndarray:
+    """Numbers `[n]`, none of which is missing, as their column."""
+    if column.type in INTEGERS:
+        return np.ascontiguousarray(integers(column, values))
+    return np.ascontiguousarray(_narrowed(column.name, values, FLOATS[column.type]))
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """A float of an integer goes by way of a double, as all others do."""
+    return narrow(name, array.astype(np.float64, copy=False) if dtype.kind == "f" else array, dtype)
 
 
 def _another_width(schema: InputSchema) -> BadRequest:

@@ -31,7 +31,8 @@ from serving.errors import BadRequest
 FLOATS: dict[str, np.dtype[Any]] = {"double": np.dtype("float64"), "float": np.dtype("float32")}
 INTEGERS: dict[str, np.dtype[Any]] = {"long": np.dtype("int64"), "integer": np.dtype("int32")}
 NUMERIC = {**FLOATS, **INTEGERS}
-_EXACT = 2**53
+#: Up to here a double holds every integer.
+EXACT = 2**53
 _NUMBERS = frozenset({int, float})
 
 
@@ -60,16 +61,23 @@ class InputSchema:
         return bool(self.columns) and all(c.type in NUMERIC for c in self.columns)
 
     @property
-    def all_floats(self) -> bool:
-        """Whether every column, or every tensor, is of floats."""
+    def of_numbers(self) -> bool:
+        """Whether every column, or every tensor, is of numbers."""
         if self.columns:
-            return self.matrix is not None or all(c.type in FLOATS for c in self.columns)
-        return all(np.dtype(t.dtype).kind == "f" for t in self.tensors)
+            return self.matrix is not None or self.all_numeric
+        return all(np.dtype(t.dtype).kind in "fiu" for t in self.tensors)
 
     @property
     def one_array(self) -> bool:
-        """Whether one array of floats is all that it takes."""
-        return self.matrix is not None or (len(self.tensors) == 1 and self.all_floats)
+        """Whether the rows are one array of numbers."""
+        return self.matrix is not None or (len(self.tensors) < 2 and self.of_numbers)
+
+    @property
+    def exact(self) -> bool:
+        """Whether an integer must stay what it is: not all that it takes are floats."""
+        if self.columns:
+            return self.matrix is None and any(c.type in INTEGERS for c in self.columns)
+        return any(np.dtype(t.dtype).kind in "iu" for t in self.tensors)
 
     def rows(self, arrays: tuple[np.ndarray, ...]) -> int:
         """The number of rows that decoded arrays hold."""
@@ -176,7 +184,7 @@ def integers(column: Column, array: np.ndarray, gone: np.ndarray | None = None) 
         raise _wrong(column, f"integers that fit a {column.type}")
     if column.required:
         return present.astype(INTEGERS[column.type], copy=False)
-    if present.size and max(abs(present.min().item()), abs(present.max().item())) > _EXACT:
+    if present.size and max(abs(present.min().item()), abs(present.max().item())) > EXACT:
         raise _wrong(column, "integers up to 2^53, because missing values share the column")
     result = array.astype(np.float64)
     if gone is not None:

@@ -69,7 +69,7 @@ class V1Request:
         """Rows and parameters, checked against the version's schema."""
         body = self._body
         if len(body) >= LEAST_BYTES and loaded.schema.one_array:
-            numbers = parse_rows(body)
+            numbers = parse_rows(body, exact=loaded.schema.exact)
             if numbers is not None:
                 with suppress(BadRequest):  # the other way says what is wrong
                     return _decoded(numbers, loaded)

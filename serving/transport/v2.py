@@ -66,8 +66,8 @@ class V2Request:
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors and parameters, checked against the version's schema."""
         body = self._body
-        if len(body) >= LEAST_BYTES and self._json_length is None and loaded.schema.all_floats:
-            numbers = parse_tensors(body, loaded.keys)
+        if len(body) >= LEAST_BYTES and self._json_length is None and loaded.schema.of_numbers:
+            numbers = parse_tensors(body, loaded.keys, exact=loaded.schema.exact)
             if numbers is not None:
                 with suppress(BadRequest):  # the other way says what is wrong
                     return self._decoded(numbers, _NOTHING, loaded)

@@ -14,7 +14,7 @@ from serving.configuration import ModelOptions, resolve
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import compile_schema
-from serving.transport.numeric import LEAST_BYTES, MOST_FIELDS, parse_rows, parse_tensors
+from serving.transport.numeric import LEAST_BYTES, MOST_FIELDS, parse_rows, parse_tensors, shape_of
 from serving.transport.v1 import V1Request
 from serving.transport.v2 import V2Request
 from tests import fakes
@@ -146,7 +146,7 @@ def test_tensors_of_floats() -> None:
     ],
 )
 def test_tensors_left_to_the_other_way(inputs: Any) -> None:
-    """Integers above 2^53 are no doubles; all else is for it to refuse."""
+    """It knows what is wrong with them."""
     body = json.dumps({"id": "FP64", "inputs": inputs}).encode().replace(b'"FP64"', b'"FP64"' + PADDING, 1)
     assert b'"FP' in body
     assert parse_tensors(body, frozenset()) is None
@@ -258,13 +258,122 @@ def test_tensors_are_decoded_alike(loaded: Loaded, inputs: Any, fits: bool) -> N
     assert isinstance(plain, list) == fits
 
 
+INTEGERS = loaded_with(Column("a", "long"), Column("b", "integer"))
+OPTIONAL_LONG = loaded_with(Column("a", "double"), Column("b", "long", required=False))
+BYTES = loaded_with(Tensor("image", "uint8", (-1, 2)))
+SHORTS = loaded_with(Tensor("x", "int16", (-1, 2)))
+LARGEST = loaded_with(Tensor("x", "uint64", (-1, 2)))
+WHOLE = (INTEGERS, OPTIONAL_LONG, LONG, BYTES, SHORTS, LARGEST, DOUBLES)
+NEAR = st.sampled_from(
+    [0, 1, 7.0, -1, 0.5, 255, 256, 1e300, *(2**k + d for k in (15, 31, 53, 63, 64) for d in (-1, 0, 1))]
+)
+
+
+@pytest.mark.audit("9")
+@settings(deadline=None)
+@given(
+    st.sampled_from(WHOLE), st.lists(st.lists(NEAR | st.integers(0, 9), min_size=2, max_size=2), min_size=1, max_size=9)
+)
+def test_integers_are_what_they_are(loaded: Loaded, rows: list[list[float]]) -> None:
+    """The same arrays to the bit or the same sentence, at every bound of a type, and whatever is integral."""
+    plain, escaped = both_ways(V1Request, {"instances": rows}, loaded)
+    assert plain == escaped
+
+
+@pytest.mark.audit("9")
+@settings(deadline=None)
+@given(
+    st.sampled_from(WHOLE),
+    st.sampled_from(["UINT8", "INT16", "INT64", "UINT64", "FP64"]),
+    st.lists(NEAR | st.integers(0, 9), min_size=2, max_size=8).filter(lambda flat: len(flat) % 2 == 0),
+)
+def test_tensors_of_integers_are_what_they_are(loaded: Loaded, datatype: str, flat: list[float]) -> None:
+    """The same over V2, where the datatype has a word in it too."""
+    given = {"name": "x", "datatype": datatype, "shape": [len(flat) // 2, 2], "data": flat}
+    if loaded is BYTES:
+        given["name"] = "image"
+    plain, escaped = both_ways(V2Request, {"inputs": [given]}, loaded)
+    assert plain == escaped
+
+
+@pytest.mark.audit("9")
+@pytest.mark.parametrize(
+    ("loaded", "top"), [(INTEGERS, 7), (LONG, 2**53 + 1), (BYTES, 255), (SHORTS, -(2**15)), (LARGEST, 2**64 - 1)]
+)
+def test_integers_go_the_way_of_numbers(loaded: Loaded, top: int) -> None:
+    """To the last digit, and without a Python object for each."""
+    rows = [[i, top if i else 1] for i in range(100)]
+    document = parse_rows(json.dumps({"instances": rows}).encode(), exact=loaded.schema.exact)
+    assert document is not None
+    assert document["instances"].dtype.kind in "iu"
+    assert document["instances"].tolist() == rows
+
+
+@pytest.mark.audit("9")
+def test_an_image_goes_the_way_of_numbers() -> None:
+    """Three numbers to a list, and a list for each point."""
+    image = np.arange(2 * 30 * 40 * 3).reshape(2, 30, 40, 3) % 256
+    document = parse_rows(json.dumps({"instances": image.tolist()}).encode(), exact=True)
+    assert document is not None
+    assert np.array_equal(document["instances"], image)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        (b"[1]", (1,)),
+        (b"[1, 2, 3], and so on ]]", (3,)),
+        (b"[[1,2],[3,4]]}]}", (2, 2)),
+        (b"[[[1],[2]]]", (1, 2, 1)),
+        (b"[[[1]],[[2]]]", (2, 1, 1)),
+        (b"[[1,2],[3]]", None),
+        (b"[[1],2]", None),
+        (b"[1,[2]]", None),
+        (b"[[1],[[2]]]", None),
+        (b"[[1],{}]", None),
+        (b"[[1,2]", None),
+        (b"1", None),
+        (b"", None),
+        (b"[" * 17 + b"]" * 17, None),
+    ],
+)
+def test_the_shape_is_told_by_brackets_and_commas(text: bytes, shape: tuple[int, ...] | None) -> None:
+    """Of the list that a text begins with; none if it is ragged, or of too many dimensions."""
+    assert shape_of(text) == shape
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id": "instances", "instances": [[1, 2]]}',
+        b'{"instances": [[1], [2]], "x": [9, 9]}',
+        b'{"x": [9, 9], "instances": [[1], [2]]}',
+        b'{"instances": [[1, 2]], "id": "[[,]]"}',
+    ],
+)
+def test_what_looks_like_the_rows_is_not_taken_for_them(body: bytes) -> None:
+    """The field's own list is measured, wherever it stands."""
+    document = parse_rows(body)
+    assert document is not None
+    assert document["instances"].tolist() == orjson.loads(body)["instances"]
+
+
+def test_a_name_that_is_there_twice_is_left_to_the_other_way() -> None:
+    """Which of the two is meant, is not told by where they stand."""
+    padding = b'"a": ' + PADDING + b"1, "
+    assert parse_rows(b"{" + padding + b'"parameters": {"instances": [[1, 2]]}, "instances": [[1], [2]]}') is None
+    data = json.dumps({"inputs": [tensor(parameters={"data": [1, 2]})]}).encode()
+    assert parse_tensors(data, frozenset()) is None
+
+
 def test_these_bodies_do_go_the_way_of_numbers() -> None:
     """Or the tests above would compare one way with itself."""
     rows = json.dumps({"id": "", "instances": ROWS}).encode()
     assert all(loaded.schema.one_array for loaded in (DOUBLES, OPTIONAL, FLOATS, TENSOR, DEEP))
-    assert not any(loaded.schema.one_array for loaded in (BOTH, LONG, TWO))
+    assert all(loaded.schema.one_array for loaded in (BOTH, LONG, BYTES, INTEGERS))
+    assert not TWO.schema.one_array
     assert parse_rows(rows) is not None
     assert parse_rows(rows.replace(b'""', b'"\\u0024"')) is None
-    assert all(loaded.schema.all_floats for loaded in (DOUBLES, BOTH, TENSOR, TWO))
-    assert not LONG.schema.all_floats
+    assert all(loaded.schema.of_numbers for loaded in (DOUBLES, BOTH, TENSOR, TWO, LONG, BYTES))
+    assert [loaded.schema.exact for loaded in (DOUBLES, BOTH, TWO, LONG, BYTES)] == [False, False, False, True, True]
     assert parse_tensors(json.dumps({"inputs": NAMED}).encode(), frozenset()) is not None
