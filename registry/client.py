@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from registry.answers import bound_answers
 from registry.errors import RegistryError, RegistryRefused, RegistryUnavailable, VersionNotFound
 from registry.mlflow_registry import CLIENT_DEFAULTS, cause_of
 
@@ -17,6 +18,7 @@ def connect(tracking_uri: str | None, registry_uri: str | None) -> MlflowClient:
     """A client of the registry; None means what MLflow's own variables say."""
     for name, value in CLIENT_DEFAULTS.items():
         os.environ.setdefault(name, value)
+    bound_answers()
     return MlflowClient(tracking_uri, registry_uri)
 
 

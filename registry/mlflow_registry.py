@@ -28,8 +28,9 @@ from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from registry.answers import bound_answers
 from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
-from registry.patience import NotAskedAgain, Patience, is_answer
+from registry.patience import NotAskedAgain, Patience, is_answer, within
 from registry.policies import Catalogue, EveryCarrier, Fixed, FollowAlias, FollowTag, Pinned, Policy
 from registry.versions import ModelVersion, configuring, is_name, usable_aliases
 
@@ -37,6 +38,8 @@ log = logging.getLogger("headway.registry")
 #: What Feast's integration leaves in a run: the features that the model was trained with.
 RECORDED = "feast_features.json"
 FEATURE_SERVICE = "feast.feature_service"
+#: A load waits no longer for the comparison with them.
+RECORDED_SECONDS = 10.0
 #: What MLflow's servers give at most.
 PAGE = 1000
 NONSENSE = "what it says makes no sense"
@@ -75,16 +78,22 @@ class MlflowRegistry:
     """Reads a registry over HTTP or from SQLite. Methods block: call them in a thread."""
 
     def __init__(
-        self, tracking_uri: str | None = None, registry_uri: str | None = None, patience: Patience | None = None
+        self,
+        tracking_uri: str | None = None,
+        registry_uri: str | None = None,
+        patience: Patience | None = None,
+        store_patience: Patience | None = None,
     ) -> None:
+        """`patience` is with the registry, `store_patience` with the artifact store: one may be down without the other."""
         for name, value in CLIENT_DEFAULTS.items():
             os.environ.setdefault(name, value)
+        bound_answers()
         # A download resolves `models:/…` with the process's registry, whatever it is told of the tracking server.
         if tracking_uri is not None:
             mlflow.set_tracking_uri(tracking_uri)
         if registry_uri is not None:
             mlflow.set_registry_uri(registry_uri)
-        self._patience = patience or Patience()
+        self._patience, self._store_patience = patience or Patience(), store_patience or Patience(what="artifact store")
         self._service_of = lru_cache(maxsize=1024)(self._ask_run)  # a run is over: its tag is asked for once
 
     @cached_property
@@ -125,8 +134,8 @@ class MlflowRegistry:
         if version.run_id is None or not version.uri.startswith(("models:", "runs:")):
             return None
         try:
-            return self._patience.ask(partial(self._recorded, version.run_id))
-        except (MlflowException, RegistryUnavailable, OSError, ValueError) as error:
+            return within(RECORDED_SECONDS, partial(self._store_patience.ask, partial(self._recorded, version.run_id)))
+        except Exception as error:  # noqa: BLE001  an artifact store's client may raise anything
             log.warning("the features of the training run are not compared: %s", cause_of(error))
             return None
 
@@ -291,11 +300,18 @@ CAUSES = (
     ("timed out", "it took too long"),
     ("aborted", "it hangs up"),
     ("resolve", "its name cannot be resolved"),
+    ("Could not connect", "it cannot be reached"),
+    ("is longer than", "its answer has no end"),
+    ("redentials", "it gets no credentials, or wrong ones"),
     ("CERTIFICATE", "its certificate is not trusted"),
     ("Invalid Host header", "it refuses our Host header; see MLFLOW_SERVER_ALLOWED_HOSTS"),
     ("error code 401", "it wants other credentials"),
     ("error code 403", "it forbids the call"),
 )
+
+
+#: What an answer that is none becomes on the way through MLflow's client.
+_MISREAD = (MlflowException, ValueError, AttributeError, TypeError, KeyError)
 
 
 def cause_of(error: BaseException) -> str:
@@ -306,7 +322,9 @@ def cause_of(error: BaseException) -> str:
         if fragment in str(error):
             return words
     status = re.search(r"error code (\d+)|too many (5\d\d)", str(error))
-    return f"it answers {status[1] or status[2]}" if status else NONSENSE
+    if status:
+        return f"it answers {status[1] or status[2]}"
+    return NONSENSE if isinstance(error, _MISREAD) else f"asking it raises {type(error).__name__}"
 
 
 def _without_login(uri: str) -> str:

@@ -1,8 +1,8 @@
-"""How long a registry is asked before it counts as down: bounded retries, a deadline, and a breaker shared by all models.
+"""How long a back end is asked before it counts as down: bounded retries, a deadline, and a breaker shared by all models.
 
 A call is tried a few times with exponential back-off and jitter (`tenacity`), and never again after the deadline. When
 several calls in a row have failed the breaker opens: for a while a dead registry is not asked at all, whoever polls,
-and then by one caller alone. (pybreaker holds its lock while the call runs, so that one slow answer would make every
+and then by one caller alone. The registry and the artifact store have one each: either may be down alone. (pybreaker holds its lock while the call runs, so that one slow answer would make every
 model wait; hence the few lines here.)
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 import tenacity
@@ -22,13 +23,20 @@ T = TypeVar("T")
 
 
 class NotAskedAgain(RegistryUnavailable):
-    """The breaker is open: the registry failed a moment ago and has not been asked."""
+    """The breaker is open: what is behind it failed a moment ago and has not been asked."""
 
 
 class Breaker:
     """Counts failures in a row; after `failures` of them nobody is admitted for `rest_seconds`, and then one caller."""
 
-    def __init__(self, failures: int, rest_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        failures: int,
+        rest_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        what: str = "registry",
+    ) -> None:
+        self._what = what
         self._most, self._rest, self._clock = failures, rest_seconds, clock
         self._lock = threading.Lock()
         self._failures = 0
@@ -42,7 +50,7 @@ class Breaker:
             if self._failures < self._most:
                 return
             if now < self._open_until:
-                raise NotAskedAgain("the registry failed a moment ago") from self._last
+                raise NotAskedAgain(f"the {self._what} failed a moment ago") from self._last
             self._open_until = now + self._rest  # this caller tries; the others wait for what it finds
 
     def record(self, error: BaseException | None) -> None:
@@ -53,10 +61,17 @@ class Breaker:
 
 
 class Patience:
-    """Retries, deadline and breaker of one registry. Thread-safe."""
+    """Retries, deadline and breaker of one back end. Thread-safe."""
 
-    def __init__(self, attempts: int = 3, deadline_seconds: float = 10.0, breaker: Breaker | None = None) -> None:
-        self._breaker = breaker or Breaker(failures=3, rest_seconds=10.0)
+    def __init__(
+        self,
+        attempts: int = 3,
+        deadline_seconds: float = 10.0,
+        breaker: Breaker | None = None,
+        what: str = "registry",
+    ) -> None:
+        """`what` is the back end's name in errors."""
+        self._breaker = breaker or Breaker(failures=3, rest_seconds=10.0, what=what)
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(deadline_seconds),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
@@ -74,6 +89,20 @@ class Patience:
             raise
         self._breaker.record(None)
         return answer
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call that blocks returns or raises; TimeoutError if it takes longer, and then its thread is left to itself."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001  handed to who waits
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="headway-work").start()
+    return done.result(seconds)
 
 
 def is_answer(error: BaseException) -> bool:

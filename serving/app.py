@@ -249,7 +249,8 @@ def _poller(
     fixed = isinstance(policy, Pinned | Fixed)
     period = settings.registry.pinned_poll_seconds if fixed else settings.registry.poll_seconds
     recall = partial(cache.recall, policy.uri)
-    return Poller(registry, policy, manager, period, _counted(metrics), recall, partial(crew.nudge, policy.name))
+    nudge = partial(crew.nudge, policy.name)
+    return Poller(registry, policy, manager, period, _counted(metrics), recall, nudge, missing=manager.missing)
 
 
 def _webhook(settings: Settings, own: Alone, crew: Crew, metrics: Metrics) -> Webhook | None:

@@ -104,6 +104,22 @@ class DataPlane:
         left = None if call.timeout is None else call.timeout - waited
         return replace(call, version=number, label=None, received=call.received + waited, timeout=left)
 
+    def knows(self, name: str) -> bool:
+        """Whether the name is served."""
+        return self._fleet.knows(name)
+
+    def serves(self, name: str) -> bool:
+        """Whether a name has a READY version now; one that sleeps stays asleep."""
+        seat = self._fleet.seats.get(name)
+        return seat is not None and seat.manager.current is not None
+
+    def at_hand(self, call: Call) -> Call | None:
+        """The call of a model on demand as it goes on, if what it names is READY; None if it has to be summoned."""
+        servable = self._fleet.at_hand(call.model, call.version, call.label)
+        if servable is None:
+            return None
+        return call if call.label is None else replace(call, version=servable.version.version, label=None)
+
     async def repository(self, name: str, *, load: bool) -> None:
         """Loads or unloads a model by request. Raises Forbidden unless the operator allows that."""
         if not self._repository_api:

@@ -113,8 +113,11 @@ class Fleet:
         return seat
 
     def knows(self, name: str) -> bool:
-        """Whether the name is served."""
-        return name in self.seats or (self._herd is not None and name in self._herd.names)
+        """Whether the name is served. Asked for each request: it looks names up, and never lists them."""
+        seat = self.seats.get(name)
+        if seat is not None:
+            return not self._gone(name, seat)
+        return self._herd is not None and name in self._herd.names
 
     @property
     def asleep(self) -> list[str]:
@@ -134,7 +137,8 @@ class Fleet:
 
     def _gone(self, name: str, seat: Seat) -> bool:
         """Whether a name has left the herd and nothing of it is loaded."""
-        return self._herd is not None and name not in self._own | self._herd.names and seat.empty
+        herd = self._herd
+        return herd is not None and name not in self._own and name not in herd.names and seat.empty
 
     def tidy(self) -> None:
         """Forgets the seats of those in the herd that sleep again, or have left it."""
@@ -217,6 +221,17 @@ class Fleet:
             if bound < self._wait:
                 raise DeadlineExceeded("The request's deadline passed while its model was loaded.") from error
             raise NotLoadedYet(f"Model {shown(name)!r} is being loaded; try again.", math.ceil(self._wait)) from error
+
+    def at_hand(self, name: str, version: str | None, label: str | None) -> Servable | None:
+        """The READY version that a request of a model on demand names, if it is known without a question."""
+        seat = self.seats[name]
+        current, policy = seat.manager.current, seat.poller.policy
+        if label is not None:
+            if current is not None and (label in current.version.aliases or policy == FollowAlias(policy.name, label)):
+                return current
+            known = self._finder.known(FollowAlias(policy.name, label))
+            version = None if known is None else known.version
+        return current if version is None and label is None else seat.manager.find(version)
 
     async def _summon(self, seat: Seat, version: str | None, label: str | None) -> str | None:
         policy = seat.poller.policy

@@ -69,8 +69,11 @@ class Flight(Generic[Out]):
         """Takes the request as far as it goes at once. Raises nothing."""
         manager, call = self._manager, self._call
         if manager.on_demand and (manager.current is None or call.version is not None or call.label is not None):
-            self._apart(self._summon)
-            return
+            ready = self._plane.at_hand(call)
+            if ready is None:
+                self._apart(self._summon)
+                return
+            self._call = ready
         try:
             self._board()
         except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer

@@ -71,6 +71,7 @@ class ModelManager:
         self.problem: str | None = ASLEEP if self.sleeps else UNASKED
         self.stale = False
         self.first_failure: Callable[[], None] | None = None
+        self._was_ready = False
         self.servables: list[Servable] = []
         #: unloaded, and not yet disposed of
         self.leaving: list[Servable] = []
@@ -108,6 +109,12 @@ class ModelManager:
         known = {version: version for version in self.aspired}
         for servable in self.servables:
             servable.version = known.get(servable.version, servable.version)
+
+    def missing(self) -> None:
+        """There is nothing to serve, by the word of the registry: tells `first_failure` if a required model never was
+        READY."""
+        if self.first_failure is not None and self.required and not self._was_ready:
+            self.first_failure()
 
     # -- coming and going on demand ---------------------------------------------------------------------------------
 
@@ -172,7 +179,9 @@ class ModelManager:
         return found
 
     def find(self, version: str | None) -> Servable | None:
-        """The READY servable of a number."""
+        """The READY servable of a number; where a changed tag has it built anew, the one that is current."""
+        if self.current is not None and self.current.version.version == version:
+            return self.current
         return next((s for s in self.servables if s.version.version == version and s.state is State.READY), None)
 
     def _labelled(self, label: str) -> Servable | None:
@@ -342,14 +351,14 @@ class ModelManager:
         self.extras.failed(servable.version, error or NotReady(f"Version {number} of the model FAILED: {reason}."))
         if servable.version in self.aspired or (answered and not self.aspired):
             self.turn.end(error or self.unready())
-            if self.first_failure is not None and self.current is None and self.required:
-                self.first_failure()
+            if not self.stale:  # what the registry says when it answers may be another version
+                self.missing()
         else:
             self._remove(servable)
 
     def _publish(self, servable: Servable) -> None:
         before = self.current
-        self.current = servable
+        self.current, self._was_ready = servable, True
         self.turn.end()
         log.info(
             "version serves",

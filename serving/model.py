@@ -33,7 +33,7 @@ class Repository(ModelRepository):
     def get_model(self, name: str) -> Model | None:
         """The model of a served name, or None."""
         model: Model | None = super().get_model(name)
-        return RegistryModel(name, lambda: self._plane) if model is None and name in self._plane.names else model
+        return RegistryModel(name, lambda: self._plane) if model is None and self._plane.knows(name) else model
 
 
 class RegistryModel(Model):

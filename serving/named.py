@@ -56,6 +56,10 @@ class Finder:
             raise _unknown(policy)
         return found
 
+    def known(self, policy: Named) -> ModelVersion | None:
+        """What `find` would return at once, or None."""
+        return self._fresh.get(policy)
+
     def _ask(self, policy: Named) -> asyncio.Task[ModelVersion | None]:
         """One question at a time about the same thing, whoever wants to know."""
         asking = self._asking.get(policy)

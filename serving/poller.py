@@ -1,8 +1,9 @@
 """Asks the registry what each served model aspires to, again and again.
 
 On an error the last aspiration stays, the poller backs off, and the error is counted and shown. The registry's client
-blocks, so every call runs in a thread; one that hangs delays only its own model. A webhook wakes the poller, which then
-looks at once, but never twice within a second.
+blocks, so every call runs in a thread; one that hangs delays only its own model. A start does not wait for a registry
+that takes its time: after a second it begins with what served last. A webhook wakes the poller, which then looks at
+once, but never twice within a second.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from serving.threads import in_thread
 log = logging.getLogger("headway.registry")
 #: Longer than the registry's own patience: what is left then is a connection that drips.
 DEADLINE_SECONDS = 30.0
+#: A question that hangs is asked anew until so many do: each keeps a thread and a connection.
+MOST_HANGING = 3
+#: What served last is begun with when the first answer takes longer.
+RECALL_SECONDS = 1.0
+UNANSWERED = "the registry has not answered yet"
 #: Seconds between the beginnings of two polls that a wake asks for.
 LEAST_GAP = 1.0
 
@@ -61,14 +67,20 @@ class Poller:
         recall: Callable[[], ModelVersion | None] = lambda: None,
         changed: Callable[[], None] = lambda: None,
         least_gap: float = LEAST_GAP,
+        missing: Callable[[], None] = lambda: None,
+        deadline: float = DEADLINE_SECONDS,
     ) -> None:
-        """`recall` gives the version that served last; it blocks, and is asked if the registry is down at start.
-        `changed` is called when the registry says something else than before."""
+        """`recall` gives the version that served last; it blocks, and is asked if the registry is slow or down at start.
+        `changed` is called when the registry says something else than before, `missing` when it says that there is
+        nothing to serve. `deadline` is seconds for one look."""
         self.policy = policy
         self._source, self._manager, self._period = source, manager, period
         self._counted, self._recall, self._changed, self._least_gap = counted, recall, changed, least_gap
+        self._missing, self._deadline = missing, deadline
         self._failures = 0
-        self._asking: asyncio.Task[Catalogue] | None = None
+        self._denied = False
+        self._asking: list[asyncio.Task[Catalogue]] = []
+        self._asked_at = 0.0
         self._wake = asyncio.Event()
         self._answered_at = time.monotonic()
 
@@ -103,10 +115,23 @@ class Poller:
 
     async def poll(self) -> None:
         """One look at the registry."""
+        reminder = asyncio.create_task(self._remind())
+        try:
+            await self._look()
+        finally:
+            reminder.cancel()
+
+    async def _remind(self) -> None:
+        await asyncio.sleep(RECALL_SECONDS)
+        if not self._manager.aspired:
+            await self._begin_with_last(UNANSWERED)
+
+    async def _look(self) -> None:
         try:
             catalogue = await self._ask()
         except VersionNotFound as error:
             self._answered((), str(error))
+            self._missing()
         except RegistryUnavailable as error:
             await self._unavailable(error)
         except Exception as error:
@@ -115,16 +140,27 @@ class Poller:
         else:
             aspired = self.policy.aspire(catalogue)
             self._answered(aspired, None if aspired else f"{self.policy.uri} names no usable version")
+            if not aspired and all(version.usable for version in catalogue):
+                self._missing()  # what is still being registered may yet come
 
     async def _ask(self) -> Catalogue:
-        """One question at a time: one that hangs in its thread is waited for again, not asked again."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(in_thread(lambda: self._source.catalogue(self.policy)))
         try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                return await asyncio.shield(self._asking)
+            async with asyncio.timeout(self._deadline):
+                return await asyncio.shield(self._question())
         except TimeoutError as error:
             raise RegistryUnavailable(f"the registry did not answer for {self.policy.uri} in time") from error
+
+    def _question(self) -> asyncio.Task[Catalogue]:
+        """The question that is being asked; another one if it hangs in its thread, within a bound."""
+        now = time.monotonic()
+        self._asking = [task for task in self._asking if not task.done()]
+        hangs = bool(self._asking) and now - self._asked_at >= self._deadline
+        if not self._asking or (hangs and len(self._asking) < MOST_HANGING):
+            task = asyncio.create_task(in_thread(lambda: self._source.catalogue(self.policy)))
+            task.add_done_callback(_heard)
+            self._asking.append(task)
+            self._asked_at = now
+        return self._asking[-1]
 
     def _answered(self, aspired: Catalogue, problem: str | None) -> None:
         if self._failures:
@@ -133,6 +169,7 @@ class Poller:
             log.warning("nothing to aspire to", extra={"model": self._manager.name, "reason": problem})
         self._failures = 0
         self._answered_at = time.monotonic()
+        self._denied = not aspired
         self._counted(self._manager.name, True)
         changed = aspired != self._manager.aspired
         self._manager.aspire(aspired, problem)
@@ -147,8 +184,20 @@ class Poller:
                 "registry does not answer",
                 extra={"model": self._manager.name, "reason": str(error), "cause": str(error.__cause__)[:500]},
             )
-        aspired = self._manager.aspired
-        if not aspired and (last := await in_thread(self._recall)) is not None:
-            log.warning("starting with the last good version", extra={"model": last.name, "version": last.version})
-            aspired = (last,)
-        self._manager.aspire(aspired, str(error), stale=True)
+        if self._manager.aspired or not await self._begin_with_last(str(error)):
+            self._manager.aspire(self._manager.aspired, str(error), stale=True)
+
+    async def _begin_with_last(self, problem: str) -> bool:
+        """Aspires to what served last, unless the registry's last word was that there is nothing."""
+        last = None if self._denied else await in_thread(self._recall)
+        if last is None or self._manager.aspired:
+            return False
+        log.warning("starting with the last good version", extra={"model": last.name, "version": last.version})
+        self._manager.aspire((last,), problem, stale=True)
+        return True
+
+
+def _heard(task: asyncio.Task[Catalogue]) -> None:
+    """Whoever waited has heard of an error; there may be nobody left."""
+    if not task.cancelled():
+        task.exception()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,10 +16,13 @@ HOP_BY_HOP = {"connection", "content-length", "transfer-encoding", "content-enco
 
 class Proxy:
     """Forwards while `mode` is `pass`; else answers `500`, `nonsense` (HTML with a 200), `empty` (`{}`), `slow` (ten
-    seconds late), `cut` (hangs up), or `slow files` (artifacts alone, `delay` seconds late)."""
+    seconds late), `cut` (hangs up), `endless` (never stops sending), `drip` (a byte now and then, and no end), `slow files`
+    (artifacts alone, `delay` seconds late), or `no files` (500 for artifacts alone)."""
 
     def __init__(self, target: str) -> None:
         self.target, self.mode, self.delay = target, "pass", 10.0
+        #: of answers without an end: their status, and the bytes that were sent
+        self.status, self.sent = 200, 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up are meant
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
@@ -40,12 +43,22 @@ class Proxy:
             "nonsense": (200, b"<html>login</html>"),
             "empty": (200, b"{}"),
         }
-        if self.mode in canned:
-            status, text = canned[self.mode]
+        mode = "500" if self.mode == "no files" and "artifacts" in path else self.mode
+        if mode in canned:
+            status, text = canned[mode]
             return status, {"content-type": "text/html"}, text
         sent = {k: v for k, v in headers.items() if k.lower() not in HOP_BY_HOP}
         found = requests.request(method, self.target + path, headers=sent, data=body, timeout=60)
         return found.status_code, {k: v for k, v in found.headers.items() if k.lower() not in HOP_BY_HOP}, found.content
+
+    def go_on(self, send: Callable[[bytes], Any]) -> None:
+        """Sends an answer that has no end, until the client hangs up or the mode changes."""
+        piece, pause = (b"x" * 2**16, 0.0) if self.mode == "endless" else (b" ", 0.5)
+        mode = self.mode
+        while self.mode == mode:
+            self.sent += len(piece)
+            send(piece)
+            time.sleep(pause)
 
     def _handler(proxy) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
@@ -53,6 +66,12 @@ class Proxy:
 
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                if proxy.mode in ("endless", "drip"):
+                    self.close_connection = True
+                    with contextlib.suppress(ConnectionError):
+                        self.wfile.write(b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\n\r\n" % proxy.status)
+                        proxy.go_on(self.wfile.write)
+                    return
                 try:
                     status, headers, answer = proxy.answer(self.command, self.path, dict(self.headers), body)
                 except ConnectionAbortedError:

@@ -184,13 +184,26 @@ def test_an_outage_of_the_registry(headway: Callable[..., Server], trained: Path
     assert server.terminate() == 0
 
 
+def fail_fast(registry: MlflowServer, uri: str) -> subprocess.CompletedProcess[str]:
+    """A server that ends when it cannot serve a reference."""
+    command = [sys.executable, "-m", "serving.cli", "serve", "--model-uri", uri, "--model-name", "m",
+               "--host", "127.0.0.1", "--port", str(free_port()), "--grpc-port", str(free_port())]  # fmt: skip
+    environ = {"HEADWAY_SERVER__FAIL_FAST": "true", "MLFLOW_TRACKING_URI": registry.uri}
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60)
+
+
 def test_fail_fast_ends_the_process_when_a_version_fails(registry: MlflowServer) -> None:
     """The exit code is not 0, and the log says why."""
     register(registry.uri, "broken", puppet(), columns(("ms", "double")))
-    command = [sys.executable, "-m", "serving.cli", "serve", "--model-uri", "models:/broken/1", "--host", "127.0.0.1",
-               "--port", str(free_port()), "--grpc-port", str(free_port())]  # fmt: skip
-    environ = {"HEADWAY_SERVER__FAIL_FAST": "true", "MLFLOW_TRACKING_URI": registry.uri}
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environ}, capture_output=True,
-                          text=True, timeout=90)  # fmt: skip
+    done = fail_fast(registry, "models:/broken/1")
     assert done.returncode == 1
     assert "set allow_code" in done.stderr
+
+
+@pytest.mark.audit("12")
+@pytest.mark.parametrize("uri", ["/nowhere/at/all", "models:/nobody/1", f"models:/{MODEL}@nobody"])
+def test_fail_fast_ends_the_process_when_there_is_nothing_to_serve(registry: MlflowServer, uri: str) -> None:
+    """A folder that is not there, a model, or an alias: the registry has answered, and waiting would change nothing."""
+    done = fail_fast(registry, uri)
+    assert done.returncode == 1
+    assert "nothing to aspire to" in done.stderr

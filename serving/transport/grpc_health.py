@@ -50,9 +50,8 @@ class Health(HealthServicer):  # type: ignore[misc]  # generated code without ty
             ready = True
         elif service in ("", self._service):
             ready = self._plane.ready
-        elif service in self._plane.names:
-            managers = (m for m in self._plane.managers if m.name == service)
-            ready = not self._plane.draining and any(m.current is not None for m in managers)
+        elif self._plane.knows(service):
+            ready = not self._plane.draining and self._plane.serves(service)
         else:
             return int(_Status.SERVICE_UNKNOWN)
         return int(_Status.SERVING if ready else _Status.NOT_SERVING)

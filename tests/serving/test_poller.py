@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-from registry.errors import RegistryUnavailable
+import pytest
+
+from registry.errors import RegistryUnavailable, VersionNotFound
 from registry.policies import Catalogue, FollowAlias, Policy
 from registry.versions import ModelVersion
 from serving.lifecycle import State
@@ -149,3 +152,100 @@ async def test_a_cancellation_that_meets_a_wake_ends_it() -> None:
     task.cancel()
     await asyncio.wait({task}, timeout=10)
     assert task.cancelled()
+
+
+LAST = ModelVersion("fraud", "7", "source")
+
+
+@contextlib.asynccontextmanager
+async def starting(source: Any, **how: Any) -> AsyncIterator[ModelManager]:
+    """A manager whose poller begins to ask, and remembers version 7."""
+    policy = FollowAlias("fraud", "champion")
+    manager = ModelManager("fraud", policy.uri, Idle(), Idle())
+    poller = Poller(source, policy, manager, GAP, lambda name, ok: None, lambda: LAST, least_gap=GAP, **how)
+    task = asyncio.create_task(poller.run())
+    try:
+        yield manager
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.audit("40")
+async def test_a_start_does_not_wait_for_a_registry_that_takes_its_time() -> None:
+    """It begins with what served last, says that this may be old, and takes the answer when it comes."""
+    registry = Registry()
+    registry.may_answer.clear()
+    async with starting(registry) as manager:
+        await until(lambda: manager.aspired == (LAST,))
+        assert (manager.stale, manager.problem, registry.asked) == (True, "the registry has not answered yet", 1)
+        registry.may_answer.set()
+        await until(lambda: manager.aspired[0].version == "1")
+        assert (manager.stale, manager.problem) == (False, None)
+
+
+@pytest.mark.audit("40")
+async def test_what_the_registry_has_denied_is_not_begun_with() -> None:
+    """Its last word was that there is nothing: what served once is no answer, however long the next one takes."""
+
+    class Denies(Registry):
+        def catalogue(self, policy: Policy) -> Catalogue:
+            super().catalogue(policy)
+            raise VersionNotFound("gone")
+
+    registry, missing = Denies(), list[bool]()
+    async with starting(registry, missing=lambda: missing.append(True), deadline=1.5) as manager:
+        await until(lambda: missing == [True])
+        registry.may_answer.clear()
+        await until(lambda: manager.stale)
+        assert manager.aspired == ()
+        registry.may_answer.set()
+
+
+@pytest.mark.audit("40")
+async def test_a_question_that_hangs_for_ever_is_asked_anew() -> None:
+    """A connection that drips never ends; a registry that has come back is heard all the same, and no more than three
+    questions hang."""
+
+    class Hangs(Registry):
+        left = 2
+
+        def catalogue(self, policy: Policy) -> Catalogue:
+            self.left -= 1
+            if self.left >= 0:
+                self.may_answer.wait(10)
+            self.asked += 1
+            return (ModelVersion(policy.name, "9", aliases=("champion",)),)
+
+    registry = Hangs()
+    registry.may_answer.clear()
+    async with starting(registry, deadline=0.05) as manager:
+        await until(lambda: manager.aspired != () and manager.aspired[0].version == "9")
+        assert registry.asked >= 1
+        registry.may_answer.set()
+
+
+@pytest.mark.audit("12")
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        (VersionNotFound("gone"), True),
+        ((), True),
+        ((ModelVersion("fraud", "1", aliases=("champion",), usable=False),), False),
+        (RegistryUnavailable("down"), False),
+    ],
+)
+async def test_what_counts_as_nothing_to_serve(answer: Catalogue | Exception, ends: bool) -> None:
+    """The registry's word that there is nothing does; an outage, and a version that is still being registered, do not."""
+
+    class Says(Registry):
+        def catalogue(self, policy: Policy) -> Catalogue:
+            self.asked += 1
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    registry, missing = Says(), list[bool]()
+    async with starting(registry, missing=lambda: missing.append(True)):
+        await until(lambda: registry.asked >= 2)
+        assert bool(missing) is ends
