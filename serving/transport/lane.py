@@ -24,6 +24,7 @@ from serving.transport.answers import Response, complete_headers, error_response
 from serving.transport.head import Head
 from serving.transport.http import LINGER_SECONDS
 from serving.transport.protocol import Protocol, render
+from serving.transport.resuming import DROPPED
 from serving.transport.routes import Target, target_of
 from serving.transport.v1 import V1Request
 from serving.transport.v2 import V2Request
@@ -41,7 +42,7 @@ class _NoEvent:
 class Inference(Head):
     """One inference request on its connection."""
 
-    __slots__ = ("_chunks", "_error", "_flight", "_protocol", "_size", "_target", "_unasked",
+    __slots__ = ("_chunks", "_error", "_flight", "_protocol", "_target", "_unasked",
                  "disconnected", "keep_alive", "more_body", "response_complete", "response_started")  # fmt: skip
     message_event = _NoEvent()
 
@@ -53,7 +54,6 @@ class Inference(Head):
         self.more_body = True
         self._unasked = protocol.expect_100_continue
         self._chunks: list[bytes] = []
-        self._size = 0
         self._flight: Flight[bytes] | None = None
         self._error: ServingError | None = None
         try:
@@ -74,10 +74,9 @@ class Inference(Head):
             self._unasked = False
             self._protocol.transport.write(_CONTINUE)
 
-    def add(self, body: bytes) -> None:
-        """A piece of the body; what comes after the refusal of the request is dropped."""
-        self._size += len(body)
-        if self._error is None and self._size <= self.limit:
+    def add(self, body: bytes, size: int) -> None:
+        """A piece of the body, which now has `size` bytes; what comes after the refusal of the request is dropped."""
+        if self._error is None and size <= self.limit:
             self._chunks.append(body)
         elif self._error is None:
             self._chunks.clear()
@@ -171,12 +170,13 @@ class LaneProtocol(Protocol):
     def on_headers_complete(self) -> None:
         """Takes the inference routes, and leaves the others."""
         parser = self.parser
-        target = target_of(self.url) if parser.get_method() == b"POST" and not parser.should_upgrade() else None
+        target = target_of(self.url) if parser.get_method() == b"POST" else None
         inference = None if target is None else Inference(self, target, dict(self.headers))
         if inference is None or inference.is_cloud_event:
             self._leave()
             return
-        self._in_head = False
+        self._end_head()
+        self.headers = DROPPED
         before, self.cycle = self.cycle, inference
         if before is None or before.response_complete:
             self.front = inference
@@ -189,18 +189,19 @@ class LaneProtocol(Protocol):
         """A piece of a body."""
         cycle = self.cycle
         if isinstance(cycle, Inference):
-            cycle.add(body)
+            self._size = size = self._size + len(body)
+            cycle.add(body, size)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is complete."""
         cycle = self.cycle
-        if isinstance(cycle, Inference):
+        if not isinstance(cycle, Inference):
+            super().on_message_complete()
+        elif self._not_upgraded is None:
             self._reading, self._due = False, math.inf
             cycle.end()
-        else:
-            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone: what it asked for is not computed any more."""

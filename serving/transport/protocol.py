@@ -6,11 +6,13 @@ import asyncio
 import math
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.transport.answers import CLOSE, LINE
 from serving.transport.head import JSON
 from serving.transport.http import LINGER_SECONDS
+from serving.transport.resuming import DROPPED, framing_of, resumed
 from serving.transport.v1 import dumps
 
 LARGEST_HEAD = 65536
@@ -32,7 +34,9 @@ class Protocol(HttpToolsProtocol):
         self._period = min(read_seconds, self.timeout_keep_alive, LINGER_SECONDS)
         self._due = math.inf
         self._reading = self._in_head = False
-        self._head_bytes = 0
+        #: of the request that is being read: bytes of its body, those of an earlier moment, and other bytes since then
+        self._size = self._size_before = self._framing_bytes = 0
+        self._not_upgraded: bytes | None = None
         self._watch: asyncio.TimerHandle | None = None
         self.front: Any = None
 
@@ -56,13 +60,43 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came in. A head that does not end is refused."""
-        was_in_head = self._in_head
-        super().data_received(data)
-        if was_in_head and self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > LARGEST_HEAD:
-                self.send_400_response(NO_HTTP)
+        """Bytes came in. A head, or a trailer, that does not end is refused."""
+        was_reading = self._reading
+        rest = self._fed(data)
+        while rest is not None:
+            rest = self._fed(rest)
+        if was_reading and self._reading and not self.transport.is_closing():
+            self._check_framing(len(data))
+
+    def _fed(self, data: bytes | memoryview) -> memoryview | None:
+        """What the parser left, because the request before it asked for another protocol."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stop:
+            return self._resume(memoryview(data)[stop.args[0] :])
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response(NO_HTTP)
+        return None
+
+    def _resume(self, rest: memoryview) -> memoryview | None:
+        framing, self._not_upgraded = self._not_upgraded, None
+        assert framing is not None
+        try:
+            self.parser = resumed(self, framing)
+        except httptools.HttpParserError:
+            self.send_400_response(NO_HTTP)
+            return None
+        return rest if rest else None
+
+    def _check_framing(self, size: int) -> None:
+        """Counts what came in without a piece of the body: head, trailers, what stands beside the sizes of chunks."""
+        if self._size > self._size_before:
+            self._size_before, self._framing_bytes = self._size, 0
+            return
+        self._framing_bytes += size
+        if self._framing_bytes > LARGEST_HEAD:
+            self.send_400_response(NO_HTTP)
 
     # -- what the parser says -------------------------------------------------------------------------------------
 
@@ -73,13 +107,20 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is there."""
-        self._in_head = False
+        self._end_head()
         super().on_headers_complete()
+        self.headers = DROPPED
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        self._size += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """All of it is there."""
-        self._reading, self._due = False, math.inf
-        super().on_message_complete()
+        if self._not_upgraded is None:
+            self._reading, self._due = False, math.inf
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer was written: the next request in line begins, or the connection idles."""
@@ -101,8 +142,13 @@ class Protocol(HttpToolsProtocol):
 
     def _begin(self) -> None:
         self._reading = self._in_head = True
-        self._head_bytes = 0
+        self._size = self._size_before = self._framing_bytes = 0
         self._due = self.loop.time() + self._read_seconds
+
+    def _end_head(self) -> None:
+        self._in_head = False
+        if self.parser.should_upgrade():
+            self._not_upgraded = framing_of(self.headers)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self.front = cycle
