@@ -5,9 +5,9 @@ Pure but for its memory: the time comes from the caller.
 
 from __future__ import annotations
 
-from monitoring.merge import CUMULATIVE, Family, Key, Snapshot, add, merge
+from monitoring.merge import CUMULATIVE, Family, Snapshot, add, merge
 
-Series = tuple[str, Key]
+Series = tuple[str, str]
 
 
 class Ledger:
@@ -34,11 +34,13 @@ class Ledger:
 
     def merged(self, now: float) -> Snapshot:
         """What all of them hold together, and held."""
-        shown = {(name, key) for held in self._live.values() for name, family in held.items() for key in family.samples}
-        for series in [s for s, until in self._until.items() if until <= now and s not in shown]:
+        for series in [s for s, until in self._until.items() if until <= now and not self._shown(*s)]:
             name, key = series
             del self._until[series], self._gone[name].samples[key]
         return merge([*self._live.values(), self._gone])
+
+    def _shown(self, name: str, key: str) -> bool:
+        return any(name in held and key in held[name].samples for held in self._live.values())
 
     def _bury(self, held: Snapshot, until: float) -> None:
         counted = {name: family for name, family in held.items() if family.type in CUMULATIVE and family.samples}
@@ -50,4 +52,4 @@ class Ledger:
 
 def _without(family: Family, other: Family) -> Family:
     left = {key: value for key, value in family.samples.items() if key not in other.samples}
-    return Family(family.name, family.documentation, family.type, left)
+    return Family(family.name, family.head, family.type, left)

@@ -1,22 +1,20 @@
-"""The metrics of several processes as those of one: pure functions over snapshots of their registries.
+"""The pages of several processes as that of one: pure functions over Prometheus's text format.
 
 prometheus_client's own multiprocess mode keeps its numbers in files, and cannot remove a series; here every process
-keeps a plain registry, and what they hold is added up when somebody asks.
+keeps a plain registry, and what their pages say is added up when somebody asks, line by line.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
-from prometheus_client.core import Metric
-from prometheus_client.exposition import generate_latest
+from prometheus_client.utils import floatToGoString
 
-Key = tuple[str, tuple[tuple[str, str], ...]]
 Rule = Callable[[float, float], float]
-CUMULATIVE = ("counter", "histogram", "summary")
+#: What goes on to count when its process is gone. When a series was `created` stands in a gauge of its own on the page.
+CUMULATIVE = ("counter", "histogram", "summary", "created")
 #: How two processes' values of a gauge become one. What stands here is a sum unless that would say nothing.
 GAUGES: dict[str, Rule] = {
     "model_loaded": min,
@@ -35,68 +33,54 @@ GAUGES: dict[str, Rule] = {
 }
 
 
-class Collector(Protocol):
-    """A registry, or anything else that gives families."""
-
-    def collect(self) -> Iterable[Metric]:
-        """The families, each with its samples."""
-        ...
-
-
 @dataclass(slots=True)
 class Family:
-    """One metric, and the value of each of its samples by name and labels."""
+    """One metric: the two lines above it, and the value of each of its samples by what stands before it in its line."""
 
     name: str
-    documentation: str
+    head: str
     type: str
-    samples: dict[Key, float] = field(default_factory=dict)
+    samples: dict[str, float] = field(default_factory=dict)
 
 
 Snapshot = dict[str, Family]
 
 
-def snapshot(registry: Collector) -> Snapshot:
-    """What a registry holds now."""
-    return {metric.name: _family(metric) for metric in registry.collect()}
+def parse(page: bytes) -> Snapshot:
+    """What a page says: one that prometheus_client wrote, without timestamps."""
+    held: Snapshot = {}
+    text = ""
+    for line in page.decode().split("\n"):
+        if line.startswith("# HELP "):
+            text = line
+        elif line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            family = held[name] = Family(name, f"{text}\n{line}\n", _type_of(name, kind, held))
+        elif line:
+            key, _, value = line.rpartition(" ")
+            family.samples[key] = float(value)
+    return held
 
 
-def _family(metric: Metric) -> Family:
-    samples = {(s.name, tuple(s.labels.items())): float(s.value) for s in metric.samples}
-    return Family(metric.name, metric.documentation, metric.type, samples)
+def _type_of(name: str, kind: str, held: Snapshot) -> str:
+    base = name.removesuffix("_created")
+    return "created" if base != name and (base in held or f"{base}_total" in held) else kind
 
 
-def to_json(held: Snapshot) -> list[Any]:
-    """A snapshot as plain lists, for another process."""
-    return [
-        [f.name, f.documentation, f.type, [[*key, value] for key, value in f.samples.items()]] for f in held.values()
-    ]
-
-
-def from_json(said: list[Any]) -> Snapshot:
-    """What `to_json` made of a snapshot."""
-    return {name: Family(name, text, kind, dict(map(_sample, samples))) for name, text, kind, samples in said}
-
-
-def _sample(said: Sequence[Any]) -> tuple[Key, float]:
-    name, labels, value = said
-    return (name, tuple((label, word) for label, word in labels)), value
-
-
-def rule_of(family: Family, sample: str) -> Rule:
+def rule_of(family: Family) -> Rule:
     """How two values of a sample become one."""
-    if family.type not in CUMULATIVE:
-        return GAUGES.get(family.name, operator.add)
-    return min if sample.endswith("_created") else operator.add
+    if family.type == "created":
+        return min
+    return operator.add if family.type in CUMULATIVE else GAUGES.get(family.name, operator.add)
 
 
 def add(total: Snapshot, held: Snapshot) -> None:
     """Merges one more snapshot into a total."""
     for name, family in held.items():
-        whole = total.setdefault(name, Family(name, family.documentation, family.type))
+        whole, rule = total.setdefault(name, Family(name, family.head, family.type)).samples, rule_of(family)
         for key, value in family.samples.items():
-            before = whole.samples.get(key)
-            whole.samples[key] = value if before is None else rule_of(family, key[0])(before, value)
+            before = whole.get(key)
+            whole[key] = value if before is None else rule(before, value)
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
@@ -107,18 +91,14 @@ def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
     return total
 
 
-class _Held:
-    def __init__(self, held: Snapshot) -> None:
-        self._held = held
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._held.values():
-            metric = Metric(family.name, family.documentation, family.type)
-            for (name, labels), value in family.samples.items():
-                metric.add_sample(name, dict(labels), value)
-            yield metric
-
-
-def exposition(held: Snapshot) -> bytes:
+def page_of(held: Snapshot) -> bytes:
     """A snapshot in Prometheus's text format."""
-    return generate_latest(_Held(held))
+    return "".join(_lines(held)).encode()
+
+
+def _lines(held: Snapshot) -> Iterator[str]:
+    for family in held.values():
+        if family.type != "created" or family.samples:  # the page has no empty one
+            yield family.head
+        for key, value in family.samples.items():
+            yield f"{key} {floatToGoString(value)}\n"  # type: ignore[no-untyped-call]

@@ -6,14 +6,14 @@ from the error table. When a version is unloaded its gauges go at once; `forget`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import generate_latest
 
-from monitoring.tally import Counts, Spreads
+from monitoring.page import pieces
+from monitoring.tally import Counts, Levels, Spreads
 
 VERSION = ("model_name", "model_version")
 #: From a tenth of a millisecond: cheap models answer in less than half of one. Neighbours are so near that what is half as
@@ -67,10 +67,10 @@ class Metrics:
             buckets=SECONDS,
             registry=r,
         )
-        self.errors = Counter(
+        self.errors = Counts(
             "model_prediction_errors", "Requests that failed, by reason", (*VERSION, "error_type"), registry=r
         )
-        self.loaded = Gauge("model_loaded", "1 READY, 0 aspired but not READY", VERSION, registry=r)
+        self.loaded = Levels("model_loaded", "1 READY, 0 aspired but not READY", VERSION, registry=r)
         self.request_latency = Spreads(
             "inference_request_latency_seconds", "Last byte in to first byte out", VERSION, buckets=SECONDS, registry=r
         )
@@ -78,40 +78,38 @@ class Metrics:
         self.batch_latency = Spreads(
             "inference_batch_latency_seconds", "Runtime of a batch", VERSION, buckets=SECONDS, registry=r
         )
-        self.queue_depth = Gauge("inference_queue_depth", "Rows that wait for the runtime", VERSION, registry=r)
-        self.target_rows = Gauge("headway_batch_target_rows", "Rows that a batch may have now", VERSION, registry=r)
-        self.rejections = Counter("inference_queue_rejections", "Requests shed at the watermark", VERSION, registry=r)
-        self.timeouts = Counter("inference_request_timeouts", "Requests past their deadline", VERSION, registry=r)
+        self.queue_depth = Levels("inference_queue_depth", "Rows that wait for the runtime", VERSION, registry=r)
+        self.target_rows = Levels("headway_batch_target_rows", "Rows that a batch may have now", VERSION, registry=r)
+        self.rejections = Counts("inference_queue_rejections", "Requests shed at the watermark", VERSION, registry=r)
+        self.timeouts = Counts("inference_request_timeouts", "Requests past their deadline", VERSION, registry=r)
         self.rows = Counts("headway_rows", "Rows answered", VERSION, registry=r)
-        self.states = Counter(
-            "headway_state_changes", "Servables that entered a state", (*VERSION, "state"), registry=r
-        )
-        self.restarts = Counter(
+        self.states = Counts("headway_state_changes", "Servables that entered a state", (*VERSION, "state"), registry=r)
+        self.restarts = Counter(  # counted from any thread
             "headway_process_restarts",
             "Processes of a version that ended and are started again, by reason",
             (*VERSION, "reason"),
             registry=r,
         )
-        self.overdue = Counter(
+        self.overdue = Counts(
             "headway_predictions_overdue", "Batches in this process that ran past hang_seconds", VERSION, registry=r
         )
-        self.alive = Gauge(
+        self.alive = Levels(
             "headway_servables_alive",
             "Servables in memory, unloaded ones that are still referenced included",
             ("model_name",),
             registry=r,
         )
-        self.staleness = Gauge(
+        self.staleness = Levels(
             "headway_registry_staleness_seconds", "Since the registry last answered", ("model_name",), registry=r
         )
-        self.polls = Counter(
+        self.polls = Counts(
             "headway_registry_polls", "Questions to the registry, by outcome", ("model_name", "outcome"), registry=r
         )
         self.webhooks = Counter("headway_webhooks", "Deliveries of the webhook, by outcome", ("outcome",), registry=r)
-        self.lookups = Counter(
+        self.lookups = Counts(
             "headway_feature_lookups", "Feature lookups, by outcome", (*VERSION, "outcome"), registry=r
         )
-        self.feature_rows = Counter(
+        self.feature_rows = Counts(
             "headway_feature_rows",
             "Values that a policy had to decide on, by cause and action",
             (*VERSION, "cause", "action"),
@@ -130,22 +128,22 @@ class Metrics:
         self.circuit_changes = Counter(
             "headway_feature_circuit_changes", "Changes of the online store's breaker", ("state",), registry=r
         )
-        self.cache_requests = Counter(
+        self.cache_requests = Counts(
             "headway_response_cache_requests",
             "Requests that asked the response cache, by what it said",
             (*VERSION, "outcome"),
             registry=r,
         )
-        self.cache_evictions = Counter(
+        self.cache_evictions = Counts(
             "headway_response_cache_evictions",
             "Answers that left the response cache, by reason",
             (*VERSION, "reason"),
             registry=r,
         )
-        self.cache_bytes = Gauge(
+        self.cache_bytes = Levels(
             "headway_response_cache_bytes", "What the answers in the response cache take", VERSION, registry=r
         )
-        self.lookup_latency = Histogram(
+        self.lookup_latency = Spreads(
             "headway_feature_lookup_seconds", "Time of one feature lookup", VERSION, buckets=SECONDS, registry=r
         )
         self.bound = lru_cache(maxsize=1024)(lambda model, version: Bound(self, model, version))
@@ -195,11 +193,11 @@ class Metrics:
             _remove(self.cache_evictions, (*pair, reason))
         self.bound.cache_clear()
 
-    def exposition(self) -> bytes:
-        """All series in Prometheus's text format."""
-        return generate_latest(self.registry)
+    def exposition(self) -> Iterator[bytes]:
+        """All series in Prometheus's text format, in pieces that take a fraction of a millisecond each."""
+        return pieces(self.registry)
 
 
-def _remove(metric: Counter | Gauge | Histogram | Counts | Spreads, labels: tuple[str, ...]) -> None:
+def _remove(metric: Counter | Counts | Levels | Spreads, labels: tuple[str, ...]) -> None:
     """Removes a child; one that never existed is no error."""
     metric.remove(*labels)

@@ -1,7 +1,8 @@
-"""Counters and histograms of what happens in every request: prometheus_client's, less the lock and the checks.
+"""Counters, gauges and histograms with a series per version: prometheus_client's, less the lock and the checks.
 
 Only the event loop counts in them, so nothing can be lost between a read and a write; any thread may collect. What they
-export is what prometheus_client's own would (ADR 64).
+export is what prometheus_client's own would (ADR 64), sample by sample: who writes a page may let the loop run between two
+of them (ADR 80). A series is one moment's; one that is removed meanwhile may be shown once more.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import math
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 #: prometheus_client's own switch
 _CREATED = os.environ.get("PROMETHEUS_DISABLE_CREATED_SERIES", "").lower() not in ("true", "1", "t")
-Child = TypeVar("Child", "Count", "Spread")
+Child = TypeVar("Child", "Count", "Level", "Spread")
+Labels = dict[str, str]
 
 
 class Count:
@@ -36,6 +39,19 @@ class Count:
     def inc(self, amount: float = 1.0) -> None:
         """Adds `amount`, which is not negative."""
         self.value += amount
+
+
+class Level:
+    """One series of a gauge."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        """What it is now."""
+        self.value = float(value)
 
 
 class Spread:
@@ -58,7 +74,19 @@ class Spread:
         self.sum += amount
 
 
+class _Samples(Iterable[Sample]):
+    """The samples of a family, made one by one as somebody reads them, each time anew."""
+
+    def __init__(self, made: Callable[[], Iterator[Sample]]) -> None:
+        self._made = made
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._made()
+
+
 class _Tallies(Collector, Generic[Child]):
+    _type: str
+
     def __init__(
         self,
         make: Callable[[], Child],
@@ -83,27 +111,57 @@ class _Tallies(Collector, Generic[Child]):
         """Drops a series; one that never existed is no error."""
         self._children.pop(values, None)
 
+    def describe(self) -> Iterator[Metric]:
+        """The family without samples: the registry sees to it that no other takes its name."""
+        yield Metric(self._name, self._documentation, self._type)
+
+    def collect(self) -> Iterator[Metric]:
+        """The family; its samples are made as they are read."""
+        (family,) = self.describe()
+        family.samples = _Samples(self._samples)  # type: ignore[assignment]  # whoever reads it goes through it once
+        yield family
+
+    def _samples(self) -> Iterator[Sample]:
+        for values, child in list(self._children.items()):
+            yield from self._of(child, dict(zip(self._labelnames, values, strict=True)))
+
+    def _of(self, child: Child, labels: Labels) -> Iterator[Sample]:
+        raise NotImplementedError
+
+    def _created(self, created: float, labels: Labels) -> Iterator[Sample]:
+        if _CREATED:
+            yield Sample(f"{self._name}_created", labels, created)
+
 
 class Counts(_Tallies[Count]):
     """A counter with labels."""
 
+    _type = "counter"
+
     def __init__(self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry) -> None:
         super().__init__(Count, name, documentation, labelnames, registry)
 
-    def describe(self) -> Iterator[CounterMetricFamily]:
-        """The family without samples: the registry sees to it that no other takes its name."""
-        yield CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
+    def _of(self, child: Count, labels: Labels) -> Iterator[Sample]:
+        yield Sample(f"{self._name}_total", labels, child.value)
+        yield from self._created(child.created, labels)
 
-    def collect(self) -> Iterator[Metric]:
-        """The family, with a sample for each series."""
-        (family,) = self.describe()
-        for values, child in list(self._children.items()):
-            family.add_metric(values, child.value, created=child.created if _CREATED else None)
-        yield family
+
+class Levels(_Tallies[Level]):
+    """A gauge with labels."""
+
+    _type = "gauge"
+
+    def __init__(self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry) -> None:
+        super().__init__(Level, name, documentation, labelnames, registry)
+
+    def _of(self, child: Level, labels: Labels) -> Iterator[Sample]:
+        yield Sample(self._name, labels, child.value)
 
 
 class Spreads(_Tallies[Spread]):
     """A histogram with labels."""
+
+    _type = "histogram"
 
     def __init__(
         self,
@@ -117,17 +175,10 @@ class Spreads(_Tallies[Spread]):
         self._shown = [floatToGoString(bound) for bound in (*bounds, math.inf)]  # type: ignore[no-untyped-call]
         super().__init__(partial(Spread, bounds), name, documentation, labelnames, registry)
 
-    def describe(self) -> Iterator[HistogramMetricFamily]:
-        """The family without samples."""
-        yield HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
-
-    def collect(self) -> Iterator[Metric]:
-        """The family, with the samples of each series."""
-        (family,) = self.describe()
-        for values, child in list(self._children.items()):
-            buckets = list(zip(self._shown, accumulate(child.counts), strict=True))
-            family.add_metric(values, buckets, child.sum)
-            if _CREATED:
-                labels = dict(zip(self._labelnames, values, strict=True))
-                family.add_sample(f"{self._name}_created", labels, child.created)
-        yield family
+    def _of(self, child: Spread, labels: Labels) -> Iterator[Sample]:
+        counts, total = list(accumulate(child.counts)), child.sum  # before anybody counts between two samples
+        for shown, count in zip(self._shown, counts, strict=True):
+            yield Sample(f"{self._name}_bucket", {**labels, "le": shown}, count)
+        yield Sample(f"{self._name}_count", labels, counts[-1])
+        yield Sample(f"{self._name}_sum", labels, total)
+        yield from self._created(child.created, labels)

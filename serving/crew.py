@@ -6,14 +6,14 @@ The rest of the server asks its crew, and does not know whether it is alone (`Al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from monitoring.merge import Snapshot, snapshot
 from monitoring.metrics import Metrics
 from registry.policies import EVERY
 from serving.fleet import Fleet, Seat
 from serving.lifecycle import State
+from serving.slices import Shared, in_slices
 
 
 class Crew(Protocol):
@@ -54,6 +54,7 @@ class Alone:
     def __init__(self, fleet: Fleet, metrics: Metrics) -> None:
         self._fleet, self.metrics = fleet, metrics
         self.listens = False
+        self._page = Shared(self._write)
 
     @property
     def ready(self) -> bool:
@@ -68,13 +69,11 @@ class Alone:
 
     async def exposition(self) -> bytes:
         """All series of this process."""
-        self._refresh()
-        return self.metrics.exposition()
+        return await self._page()
 
-    def snapshot(self) -> Snapshot:
-        """The same, to be merged with that of others."""
-        self._refresh()
-        return snapshot(self.metrics.registry)
+    async def _write(self) -> bytes:
+        await in_slices(self._refresh())
+        return b"".join(await in_slices(self.metrics.exposition()))
 
     async def repository(self, name: str, *, load: bool) -> None:
         """Loads or unloads a model here."""
@@ -90,12 +89,15 @@ class Alone:
             poller.wake()
         return len(mine)
 
-    def _refresh(self) -> None:
-        """Gauges that are facts of the moment are read when somebody asks, so that they cannot drift."""
+    def _refresh(self) -> Iterator[None]:
+        """Gauges that are facts of the moment are read when somebody asks, so that they cannot drift. Seat by seat: who
+        asks may do something else between two."""
         if self._fleet.herding is not None:
             self.metrics.staleness.labels(EVERY).set(self._fleet.herding.staleness)
-        for name, seat in self._fleet.seats.items():
-            self._refresh_seat(name, seat)
+        for name, seat in list(self._fleet.seats.items()):
+            if self._fleet.seats.get(name) is seat:  # else it has been forgotten meanwhile, with its series
+                self._refresh_seat(name, seat)
+            yield
 
     def _refresh_seat(self, name: str, seat: Seat) -> None:
         metrics, manager = self.metrics, seat.manager

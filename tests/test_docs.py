@@ -18,7 +18,7 @@ from features.policies import ACTIONS as POLICY_ACTIONS
 from features.policies import Target, policy_for
 from monitoring.crew import CrewMetrics
 from monitoring.metrics import ACTIONS, CAUSES, EVICTIONS, FOUND, Metrics
-from monitoring.tally import Counts, Spreads
+from monitoring.tally import Counts, Levels, Spreads
 from registry.versions import CONFIGURING
 from serving.cli import parser
 from serving.commands import VERBS
@@ -252,7 +252,7 @@ def test_every_metric_is_documented() -> None:
     real = {}
     own = vars(CrewMetrics(CollectorRegistry(), ())).values()
     for metric in (*vars(metrics_of(CollectorRegistry())).values(), *own):
-        if isinstance(metric, Counter | Gauge | Histogram | Counts | Spreads):
+        if isinstance(metric, Counter | Gauge | Histogram | Counts | Levels | Spreads):
             family = next(iter(metric.describe()))
             name = family.name + ("_total" if family.type == "counter" else "")
             real[name] = (family.type, ", ".join(f"`{label}`" for label in metric._labelnames))

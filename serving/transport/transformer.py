@@ -9,6 +9,7 @@ from urllib.parse import quote
 from monitoring.metrics import Metrics
 from serving.errors import DeadlineExceeded, NotFound, outcome_of
 from serving.predictor import OF_A_HOP, Answered, Predictor
+from serving.slices import Shared, in_slices
 from serving.transforming import Transformer
 from serving.transport.answers import Response
 from serving.transport.http import ALIVE, READY, TEXT, ClientGone, Exchange, Routes, readiness
@@ -25,6 +26,7 @@ class TransformerHttp(Routes):
     ) -> None:
         self._transformer, self._predictor, self._metrics = transformer, predictor, metrics
         self._timeout = timeout
+        self._page = Shared(self._written)
         self.draining = False
         table = [
             ("POST", PREDICT, self._infer),
@@ -94,7 +96,10 @@ class TransformerHttp(Routes):
         return readiness(self._transformer.ready and not self.draining)
 
     async def _show_metrics(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        return Response(200, self._metrics.exposition(), (TEXT,))
+        return Response(200, await self._page(), (TEXT,))
+
+    async def _written(self) -> bytes:
+        return b"".join(await in_slices(self._metrics.exposition()))
 
     def _check(self, model: str) -> None:
         if model != self._transformer.name:

@@ -1,5 +1,7 @@
 """A line between the supervisor and one worker: length-prefixed JSON over a socket pair; either side asks the other.
 
+What is said or answered may also be bytes: they follow the JSON as they are, which costs neither side's loop any time.
+
 Every question has a deadline, and all is bounded: a message, what may wait to be read, and the questions under way.
 """
 
@@ -63,14 +65,15 @@ class Link:
         try:
             while True:
                 (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-                if length > LONGEST_MESSAGE:
-                    log.error("a message is too long", extra={"bytes": length})
-                    return
-                self._hear(json.loads(await self._reader.readexactly(length)))
+                _bounded(length)
+                message = json.loads(await self._reader.readexactly(length))
+                if "bytes" in message:
+                    message["value"] = await self._reader.readexactly(_bounded(message["bytes"]))
+                self._hear(message)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the other side ended, in whatever way
         except ValueError as error:
-            log.error("a message is not JSON", extra={"reason": str(error)})
+            log.error("what was said is no message", extra={"reason": str(error)})
         finally:
             self.close()
 
@@ -81,7 +84,7 @@ class Link:
         number = next(self._ids)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._send({"id": number, "what": what, "facts": facts})
+            self._send({"id": number, "what": what}, facts)
             async with asyncio.timeout(seconds):
                 return await future
         finally:
@@ -90,7 +93,7 @@ class Link:
     def tell(self, what: str, facts: Any = None) -> None:
         """A remark; nobody answers. One that finds nobody is lost."""
         with contextlib.suppress(LinkLost):
-            self._send({"what": what, "facts": facts})
+            self._send({"what": what}, facts)
 
     def close(self) -> None:
         """Hangs up."""
@@ -102,11 +105,15 @@ class Link:
         for task in self._answering:
             task.cancel()
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _send(self, head: dict[str, Any], value: Any) -> None:
+        raw = value if isinstance(value, bytes) else None
+        message = {**head, "value": value} if raw is None else {**head, "bytes": len(raw)}
         data = json.dumps(message, separators=(",", ":")).encode()
-        if self.lost or self._writer.transport.get_write_buffer_size() + len(data) > MOST_UNREAD:
+        if self.lost or self._writer.transport.get_write_buffer_size() + len(data) + len(raw or b"") > MOST_UNREAD:
             raise LinkLost("the other side does not listen")
         self._writer.write(_LENGTH.pack(len(data)) + data)
+        if raw:
+            self._writer.write(raw)
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "re" not in message:
@@ -120,14 +127,21 @@ class Link:
         if "error" in message:
             future.set_exception(Refused(*message["error"]))
         else:
-            future.set_result(message["result"])
+            future.set_result(message["value"])
 
     async def _reply(self, message: dict[str, Any]) -> None:
+        head: dict[str, Any]
         try:
-            reply = {"result": await self._answer(message["what"], message["facts"])}
+            head, value = {}, await self._answer(message["what"], message["value"])
         except Exception as error:  # noqa: BLE001  the request boundary between two processes
             refused = Refused.of(error)
-            reply = {"error": [refused.kind, str(refused), refused.retry_after]}
+            head, value = {"error": [refused.kind, str(refused), refused.retry_after]}, None
         if "id" in message:
             with contextlib.suppress(LinkLost):
-                self._send({"re": message["id"], **reply})
+                self._send({"re": message["id"], **head}, value)
+
+
+def _bounded(length: int) -> int:
+    if length > LONGEST_MESSAGE:
+        raise ValueError(f"{length} bytes are too long")
+    return length

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from monitoring.merge import to_json
 from serving.crew import Alone
 from serving.errors import NotReady, ServingError
+from serving.slices import Shared
 from serving.workers.link import Link, LinkLost, Refused
 
 log = logging.getLogger("headway.workers")
@@ -33,6 +33,7 @@ class Linked:
         self._all_ready = False
         self._admitted, self._own_ready = asyncio.Event(), asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
+        self._page = Shared(self._everybodys)
 
     # -- the port -------------------------------------------------------------------------------------------------
 
@@ -56,7 +57,7 @@ class Linked:
     async def leave(self) -> None:
         """Hands over what was counted here, and hangs up."""
         try:
-            await self._ask("farewell", self._snapshot(), METRICS_SECONDS)
+            await self._ask("farewell", await self._own.exposition(), METRICS_SECONDS)
         except (TimeoutError, LinkLost, Refused):
             log.warning("what this worker counted of late is lost")
         for task in self._tasks:
@@ -64,8 +65,11 @@ class Linked:
 
     async def exposition(self) -> bytes:
         """All series of all workers; of this one alone, if the supervisor does not answer."""
+        return await self._page()
+
+    async def _everybodys(self) -> bytes:
         try:
-            return str(await self._ask("metrics", None, METRICS_SECONDS)).encode()
+            return bytes(await self._ask("metrics", None, METRICS_SECONDS))
         except (TimeoutError, LinkLost, Refused) as error:
             log.error("the metrics shown are those of one worker alone", extra={"reason": str(error)})
             return await self._own.exposition()
@@ -94,16 +98,13 @@ class Linked:
                 self._all_ready = facts["ready"]
                 if facts["listen"]:
                     self._admitted.set()
-            case "snapshot":
-                return self._snapshot()
+            case "page":
+                return await self._own.exposition()
             case "repository":
                 await self._own.repository(facts["name"], load=facts["load"])
             case "wake":
                 self._own.wake(facts)
         return None
-
-    def _snapshot(self) -> list[Any]:
-        return to_json(self._own.snapshot())
 
     # -- in the background ------------------------------------------------------------------------------------------
 

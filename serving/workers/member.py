@@ -53,7 +53,7 @@ class Member:
     def __init__(self, number: int, id: int, *, early: bool) -> None:
         """`early`: it listens before it is ready, and counts from the start: nobody else answers yet."""
         self.number, self.id, self.early = number, id, early
-        self.ready = self.listens = self.said_farewell = False
+        self.ready = self.listens = self.said_farewell = self.retired = False
         self.link: Link | None = None
         self.fate: Fate | None = None
         self.process: BaseProcess | None = None

@@ -15,11 +15,13 @@ from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
 
 from monitoring.crew import CrewMetrics
 from monitoring.ledger import Ledger
-from monitoring.merge import exposition, from_json, snapshot
+from monitoring.merge import page_of, parse
 from serving.lifecycle import backoff
+from serving.slices import Shared
 from serving.threads import in_thread
 from serving.workers.link import LinkLost, Refused
 from serving.workers.member import Bounds, Fate, Member, Start
@@ -28,7 +30,7 @@ from serving.workers.worker import FAILED_FAST
 log = logging.getLogger("headway.workers")
 KEEP_SERIES_SECONDS = 900.0
 #: Less than a worker waits for the answer that is made of these.
-SNAPSHOT_SECONDS = 3.0
+PAGE_SECONDS = 2.0
 REPOSITORY_SECONDS = 800.0
 
 
@@ -61,6 +63,9 @@ class Supervisor:
         self._registry = CollectorRegistry()
         self._metrics = CrewMetrics(self._registry, [fate.value for fate in Fate])
         self._ledger = Ledger(KEEP_SERIES_SECONDS)
+        #: The ledger is long at work, in a thread: one at a time. The loop must hear workers and tell them meanwhile.
+        self._counting = asyncio.Lock()
+        self._page = Shared(self._write)
         self._loaded: dict[str, None] = {}
         self._one_at_a_time: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -117,8 +122,10 @@ class Supervisor:
             log.error("a worker cannot be started", extra={"worker": member.number}, exc_info=error)
             member.fate, code = Fate.START, 1
         member.ready = member.listens = member.early = False
-        self._ledger.retire(member.id, time.monotonic())
         self._publish()
+        async with self._counting:
+            member.retired = True
+            self._ledger.retire(member.id, time.monotonic())
         if self._ending.is_set() and code not in (0, -signal.SIGTERM):
             self._exit_code = 1
         return code
@@ -178,7 +185,7 @@ class Supervisor:
                 self._publish()
             case "farewell":
                 member.said_farewell = True
-                self._ledger.note(member.id, from_json(facts), time.monotonic())
+                await self._note(member, facts)
             case "nudge":
                 for other in self._members:
                     if other is not member:
@@ -189,20 +196,31 @@ class Supervisor:
                 await self.repository(facts["name"], load=facts["load"])
         return None
 
-    async def exposition(self) -> str:
-        """All series of all workers, those that are gone included."""
-        await asyncio.gather(*(self._ask_for_snapshot(member) for member in self._members if member.speaks))
-        held = {**self._ledger.merged(time.monotonic()), **snapshot(self._registry)}
-        return exposition(held).decode()
+    async def exposition(self) -> bytes:
+        """All series of all workers, those that are gone included, in Prometheus's text format."""
+        return await self._page()
 
-    async def _ask_for_snapshot(self, member: Member) -> None:
+    async def _write(self) -> bytes:
+        await asyncio.gather(*(self._ask_for_page(member) for member in self._members if member.speaks))
+        async with self._counting:
+            return await in_thread(self._merged)
+
+    def _merged(self) -> bytes:
+        return page_of({**self._ledger.merged(time.monotonic()), **parse(generate_latest(self._registry))})
+
+    async def _note(self, member: Member, said: bytes) -> None:
+        async with self._counting:
+            if not member.retired:
+                await in_thread(lambda: self._ledger.note(member.id, parse(said), time.monotonic()))
+
+    async def _ask_for_page(self, member: Member) -> None:
         """Of one that does not answer in time, the last one stands."""
         try:
-            held = await member.ask("snapshot", seconds=SNAPSHOT_SECONDS)
+            page = await member.ask("page", seconds=PAGE_SECONDS)
         except (TimeoutError, LinkLost, Refused) as error:
             log.warning("a worker does not say its metrics", extra={"worker": member.number, "reason": repr(error)})
         else:
-            self._ledger.note(member.id, from_json(held), time.monotonic())
+            await self._note(member, page)
 
     async def repository(self, name: str, *, load: bool) -> None:
         """Has a model loaded or unloaded in every worker; one that comes up meanwhile hears of it when it says hello."""

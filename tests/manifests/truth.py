@@ -14,7 +14,7 @@ import yaml
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from monitoring.metrics import Metrics
-from monitoring.tally import Counts, Spreads
+from monitoring.tally import Counts, Levels, Spreads
 from serving.cli import parser
 from serving.commands import serve, transform
 from serving.crew import Alone
@@ -99,7 +99,7 @@ def metrics() -> frozenset[str]:
     """Every series name on our page, by the code that writes it."""
     found = set()
     for metric in vars(_metrics()).values():
-        if isinstance(metric, Counter | Gauge | Histogram | Counts | Spreads):
+        if isinstance(metric, Counter | Gauge | Histogram | Counts | Levels | Spreads):
             family = next(iter(metric.describe()))
             found |= {family.name + suffix for suffix in SUFFIXES[family.type]}
     return frozenset(found)

@@ -15,7 +15,7 @@ from prometheus_client import (
 from prometheus_client.exposition import generate_latest
 
 from monitoring.ledger import Ledger
-from monitoring.merge import CUMULATIVE, GAUGES, Snapshot, exposition, from_json, merge, snapshot, to_json
+from monitoring.merge import CUMULATIVE, GAUGES, Snapshot, merge, page_of, parse
 from monitoring.metrics import Metrics
 
 
@@ -31,21 +31,21 @@ class Process:
     @property
     def held(self) -> Snapshot:
         """What it would send."""
-        return from_json(to_json(snapshot(self.registry)))
+        return parse(generate_latest(self.registry))
 
 
 def value(held: Snapshot, name: str, **labels: str) -> float | None:
     """One sample, or None."""
-    key = (name, tuple(labels.items()))
+    key = name + ("{" + ",".join(f'{k}="{v}"' for k, v in sorted(labels.items())) + "}" if labels else "")
     return next((family.samples[key] for family in held.values() if key in family.samples), None)
 
 
 def test_one_process_is_shown_as_it_shows_itself() -> None:
     """To the byte, in the text format."""
     process = Process()
-    process.count.labels("a").inc(3)
-    process.time.labels("a").observe(1.5)
-    assert exposition(process.held) == generate_latest(process.registry)
+    process.count.labels('a "b} 1\n\\').inc(3)
+    process.time.labels("ä").observe(1.5)
+    assert page_of(process.held) == generate_latest(process.registry)
 
 
 def test_counters_and_histograms_are_added_up() -> None:
@@ -98,12 +98,15 @@ def test_it_is_said_of_every_gauge() -> None:
 
 
 def test_numbers_that_are_none_survive() -> None:
-    """JSON has no infinity and no NaN; what processes say to each other has."""
+    """Infinity and NaN are numbers on a page, and so are large ones, to the last digit."""
     process = Process()
     process.gauges["model_loaded"].set(math.inf)
     process.gauges["python_info"].set(math.nan)
     assert value(process.held, "model_loaded") == math.inf
     assert math.isnan(value(process.held, "python_info") or 0)
+    for number in (1e6 + 0.1, 123456789.123456, 2.0**60, 1e300, 5e-324, -12345678.9):
+        process.gauges["inference_queue_depth"].set(number)
+        assert value(process.held, "inference_queue_depth") == number
 
 
 def counting(number: float, model: str = "a") -> Snapshot:

@@ -25,7 +25,7 @@ CONTRACT = {
 def samples(metrics: Metrics) -> dict[str, list[dict[str, str]]]:
     """Labels of every sample, by the name it has on the wire."""
     found: dict[str, list[dict[str, str]]] = {}
-    for family in text_string_to_metric_families(metrics.exposition().decode()):
+    for family in text_string_to_metric_families(b"".join(metrics.exposition()).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, []).append(sample.labels)
     return found
@@ -90,7 +90,7 @@ def test_a_forgotten_version_leaves_no_series(metrics: Metrics) -> None:
     metrics.forget(*PAIR)
     assert versions(metrics) == {"4"}
     metrics.bound(*PAIR).predictions.inc()
-    text = metrics.exposition().decode()
+    text = b"".join(metrics.exposition()).decode()
     assert 'model_predictions_total{model_name="m",model_version="3"} 1.0' in text
 
 

@@ -62,6 +62,13 @@ async def test_both_ends_ask_at_the_same_time_and_each_gets_its_own_answer() -> 
         assert await waiting is None
 
 
+async def test_bytes_go_over_it_as_they_are() -> None:
+    """As a question and as an answer, however many, with others before and after them."""
+    async with line() as (one, _, __):
+        asked = [one.link.ask("double", data, seconds=LONG) for data in (b"", b"\x00\xff", b"page" * 2_000_000, 7)]
+        assert await asyncio.gather(*asked) == [b"", b"\x00\xff" * 2, b"page" * 4_000_000, 14]
+
+
 async def test_a_remark_is_heard_and_not_answered() -> None:
     """Two of them in their order."""
     async with line() as (one, two, _):
@@ -102,7 +109,14 @@ async def test_when_an_end_is_gone_whoever_waits_hears_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "noise", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x05hello", b"\x00\x00\x00\x01"], ids=["length", "no JSON", "cut off"]
+    "noise",
+    [
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x00\x05hello",
+        b"\x00\x00\x00\x01",
+        b'\x00\x00\x00\x14{"bytes":4294967296}',
+    ],
+    ids=["length", "no JSON", "cut off", "bytes"],
 )
 async def test_noise_ends_the_line(noise: bytes) -> None:
     """A length out of bounds, what is no JSON, and half a message."""

@@ -58,7 +58,7 @@ class Crew:
         return str(self.hear(f"listens-{number}"))
 
     async def metric(self, name: str, **labels: str) -> float | None:
-        families = text_string_to_metric_families(await self.supervisor.exposition())
+        families = text_string_to_metric_families((await self.supervisor.exposition()).decode())
         found = [s.value for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items()]
         return sum(found) if found else None
 
