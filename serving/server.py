@@ -18,21 +18,19 @@ from typing import Any, Literal
 
 import grpc
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from kserve import ModelServer
 from kserve.model_server import app as kserve_app
 from kserve.protocol.rest.server import RESTServer
 
-from features.errors import FeatureError
-from registry.errors import RegistryError
 from serving.crew import Crew
 from serving.dataplane import DataPlane
-from serving.errors import NotReady, ServingError
+from serving.errors import NotReady
 from serving.fleet import Fleet
 from serving.model import Repository
 from serving.ports import shared_port
-from serving.transport.answers import error_response
 from serving.transport.grpc import build_server
+from serving.transport.kserve_errors import HANDLED, answer_error
 from serving.transport.lane import LaneProtocol
 from serving.transport.protocol import Protocol
 from serving.transport.transformer import TransformerHttp
@@ -139,10 +137,10 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
         self._server = _Uvicorn(self.config, shared=address.shared)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
-        """Our errors keep their statuses behind KServe's app, and anything else its fixed text."""
+        """Behind KServe's app every error is one of the contract."""
         super()._add_exception_handlers(app)
-        for cls in (ServingError, FeatureError, RegistryError, Exception):
-            app.add_exception_handler(cls, _answer_error)
+        for cls in HANDLED:
+            app.add_exception_handler(cls, answer_error)
 
     def close(self) -> None:
         """Stops listening and lets what is in flight end."""
@@ -193,11 +191,6 @@ def _protocol(plane: DataPlane, address: Address) -> Callable[..., Protocol]:
     if address.lane == "asgi":
         return partial(Protocol, address.read_seconds)
     return partial(LaneProtocol, plane, address.max_message_bytes, address.read_seconds)
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    answer = error_response(error)
-    return Response(answer.body, answer.status, {k.decode(): v.decode() for k, v in answer.headers})
 
 
 class _Uvicorn(uvicorn.Server):

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from monitoring.logs import request_id
 from monitoring.metrics import Metrics
@@ -24,91 +24,12 @@ from serving.errors import (
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
 from serving.transport.answers import Response, answered, complete_headers, error_response, question
-from serving.transport.head import Head
-from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, target_of_path
+from serving.transport.exchange import ClientGone, Exchange, Receive, Scope, Send
+from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, Target, target_of_path
 from serving.transport.v1 import dumps, parse_object
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-T = TypeVar("T")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-LINGER_SECONDS = 5.0
-
-
-class ClientGone(Exception):
-    """The client hung up: there is nobody to answer."""
-
-
-class Exchange(Head):
-    """One HTTP request: its route's parts, its headers, and its body, read once and bounded."""
-
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
-        super().__init__(dict(scope["headers"]), limit)
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self._receive = receive
-        self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
-
-    async def body(self, limit: int | None = None) -> bytes:
-        """The whole body. Raises BodyTooLarge as soon as it is known to be too long; a route may take less."""
-        if limit is not None and limit < self.limit:
-            self.limit, self.limited_by = limit, "this route takes"
-        self.check_length()
-        body = await self._next()
-        if not self._unread and len(body) <= self.limit:
-            return body
-        chunks, size = [body], len(body)
-        while size <= self.limit and self._unread:
-            chunks.append(await self._next())
-            size += len(chunks[-1])
-        if size > self.limit:
-            raise self.too_large()
-        return b"".join(chunks)
-
-    async def _next(self) -> bytes:
-        message = await self._receive()
-        if message.get("type") == "http.disconnect":
-            raise ClientGone
-        self._unread = message.get("more_body", False)
-        return bytes(message.get("body", b""))
-
-    async def unless_gone(self, work: Awaitable[T]) -> T:
-        """What the work returns. A client that hangs up after its whole body was read cancels it: raises ClientGone."""
-        asked = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(self._gone())
-        try:
-            await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise ClientGone
-            return asked.result()
-        finally:
-            asked.cancel()
-            gone.cancel()
-
-    async def _gone(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-    @property
-    def lingers(self) -> bool:
-        """Whether the client may still be sending a body that the answer did not need."""
-        return self._unread and not self.waits
-
-    @property
-    def waits(self) -> bool:
-        """Whether the client holds a body back until it is asked for it, which the answer never did."""
-        return self._unread and b"expect" in self.headers
-
-    async def discard(self) -> None:
-        """Reads and drops the rest of the body: closing on bytes that nobody read would cut the answer off."""
-        with contextlib.suppress(TimeoutError, ClientGone):
-            async with asyncio.timeout(LINGER_SECONDS):
-                while self._unread:
-                    await self._next()
-
 
 Handler = Callable[[Exchange, dict[str, str]], Awaitable[Response]]
 
@@ -193,14 +114,18 @@ class Http(Routes):
         super().__init__(max_body_bytes, lambda: plane.draining, self._table(webhook))
 
     async def _answer(self, exchange: Exchange, scope: Scope, send: Send) -> None:
-        if exchange.method == "POST" and exchange.is_cloud_event and _is_predict(exchange.path):
-            await self._cloud_event(exchange, scope, send)
+        target = target_of_path(exchange.path) if exchange.method == "POST" and exchange.is_cloud_event else None
+        if target is not None and target.v1:
+            await self._cloud_event(target, exchange, scope, send)
         else:
             await super()._answer(exchange, scope, send)
 
-    async def _cloud_event(self, exchange: Exchange, scope: Scope, send: Send) -> None:
-        """KServe's app answers, from a body that was read within the limit."""
+    async def _cloud_event(self, target: Target, exchange: Exchange, scope: Scope, send: Send) -> None:
+        """KServe's app answers, from a body that was read within the limit; its errors are `kserve_errors`'s."""
         try:
+            self._plane.manager(target.model)
+            if target.version or target.label:
+                raise NotFound("A CloudEvent asks for what is current, without a version and without a label.")
             body = await exchange.body()
             if not body.strip():
                 raise BadRequest("The body is empty.")
@@ -303,8 +228,4 @@ def readiness(ready: bool) -> Response:
     return Response(200 if ready else 503, dumps({"ready": ready}))
 
 
-def _is_predict(path: str) -> bool:
-    return path.startswith("/v1/models/") and path.endswith(":predict")
-
-
-__all__ = ["ALIVE", "READY", "TEXT", "ClientGone", "Exchange", "Http", "Routes", "readiness"]
+__all__ = ["ALIVE", "READY", "TEXT", "Http", "Routes", "readiness"]

@@ -21,8 +21,8 @@ from serving.errors import ServingError
 from serving.flight import Flight
 from serving.outbox import OUTBOX
 from serving.transport.answers import Response, complete_headers, error_response, question, written
+from serving.transport.exchange import LINGER_SECONDS
 from serving.transport.head import Head
-from serving.transport.http import LINGER_SECONDS
 from serving.transport.protocol import Protocol, render
 from serving.transport.resuming import DROPPED
 from serving.transport.routes import Target, target_of

@@ -10,8 +10,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.transport.answers import CLOSE, LINE
+from serving.transport.exchange import LINGER_SECONDS
 from serving.transport.head import JSON
-from serving.transport.http import LINGER_SECONDS
 from serving.transport.resuming import DROPPED, framing_of, resumed
 from serving.transport.v1 import dumps
 

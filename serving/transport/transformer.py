@@ -12,7 +12,8 @@ from serving.predictor import OF_A_HOP, Answered, Predictor
 from serving.slices import Shared, in_slices
 from serving.transforming import Transformer
 from serving.transport.answers import Response
-from serving.transport.http import ALIVE, READY, TEXT, ClientGone, Exchange, Routes, readiness
+from serving.transport.exchange import ClientGone, Exchange
+from serving.transport.http import ALIVE, READY, TEXT, Routes, readiness
 from serving.transport.routes import INFER, MODEL, PREDICT, VERSIONED, target_of_path
 
 log = logging.getLogger("headway.requests")

@@ -18,7 +18,7 @@ from registry.errors import UntrustedDelivery
 from serving.bucket import TokenBucket
 from serving.errors import RateLimited, ServingError
 from serving.transport.answers import Response
-from serving.transport.http import Exchange
+from serving.transport.exchange import Exchange
 from serving.transport.v1 import dumps, parse_object
 
 log = logging.getLogger("headway.webhooks")

@@ -206,3 +206,58 @@ def test_a_cloud_event_fails_like_any_other_request(server: Server, body: Any, s
     """The same statuses and the same shape, though KServe's app stands between."""
     check_error(ask(server, "POST", PREDICT, body, EVENT), status, says)
     assert ask(server, "POST", "/v1/models/nobody:predict", GOOD, EVENT).status == 404
+
+
+def binary(**changed: str | None) -> dict[str, str]:
+    given = {**EVENT, **{k.replace("_", "-"): v for k, v in changed.items()}}
+    return {k: v for k, v in given.items() if v is not None}
+
+
+def structured(**changed: Any) -> dict[str, Any]:
+    event = {**STRUCTURED, "data": GOOD, **changed}
+    return {k: v for k, v in event.items() if v is not None}
+
+
+IN_ONE = {"content-type": "application/cloudevents+json"}
+NO_EVENTS: list[tuple[str, Any, dict[str, str], int]] = [
+    ("a specversion that is none", GOOD, binary(ce_specversion=SECRET), 400),
+    ("no specversion, but the mark", GOOD, binary(ce_specversion=""), 400),
+    ("a time that is none", GOOD, binary(ce_time=SECRET), 200),
+    ("no id", GOOD, binary(ce_id=None), 200),
+    ("no source and no type", GOOD, binary(ce_source=None, ce_type=None), 200),
+    ("another type of data", SECRET.encode(), binary(content_type="text/plain"), 400),
+    ("bytes that are no UTF-8", b"\xff" + SECRET.encode(), binary(), 400),
+    ("a body that is gzip by name", GOOD, binary(content_encoding="gzip"), 200),
+    ("structured: no JSON", SECRET.encode(), IN_ONE, 400),
+    ("structured: a list", [SECRET], IN_ONE, 400),
+    ("structured: a charset", structured(), {"content-type": "application/cloudevents+json; charset=utf-8"}, 400),
+    ("structured: no data", structured(data=None), IN_ONE, 400),
+    ("structured: data in base64", structured(data=None, data_base64="e30="), IN_ONE, 400),
+    ("structured: data that are text", structured(data=SECRET), IN_ONE, 400),
+    ("structured: no time", structured(time=None), IN_ONE, 400),
+    ("structured: a time that is none", structured(time=SECRET), IN_ONE, 200),
+    ("structured: an id that is a number", structured(id=5), IN_ONE, 200),
+    ("structured: an extension that is an object", structured(extra={SECRET: 1}), IN_ONE, 200),
+]  # fmt: skip
+
+
+@pytest.mark.audit("36")
+@pytest.mark.parametrize(("body", "headers", "status"), [pytest.param(*case[1:], id=case[0]) for case in NO_EVENTS])
+def test_what_is_no_cloud_event_is_told_so_without_an_echo(
+    server: Server, body: Any, headers: dict[str, str], status: int
+) -> None:
+    """In the same shape as everywhere, whatever KServe's code says of it."""
+    answer = ask(server, "POST", PREDICT, body, headers)
+    if status == 200:
+        assert answer.status == 200, answer.body
+    else:
+        check_error(answer, status, "CloudEvent|'instances'")
+
+
+@pytest.mark.audit("36")
+@pytest.mark.parametrize("path", ["versions/1", "versions/7", "labels/champion"])
+def test_a_cloud_event_asks_for_what_is_current(server: Server, path: str) -> None:
+    """Elsewhere KServe's app has no route, and its word for that is not ours."""
+    check_error(ask(server, "POST", f"/v1/models/{MODEL}/{path}:predict", GOOD, EVENT), 404, "current")
+    check_error(ask(server, "POST", f"/v1/models/nobody/{path}:predict", GOOD, EVENT), 404, "model")
+    check_error(ask(server, "POST", "/v1/models/nobody:predict", GOOD, EVENT), 404, "model")

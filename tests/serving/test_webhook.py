@@ -11,7 +11,7 @@ from registry.deliveries import WINDOW, Delivery, sign
 from registry.errors import UntrustedDelivery
 from serving.bucket import TokenBucket
 from serving.errors import BadRequest, BodyTooLarge, RateLimited, UnsupportedMediaType
-from serving.transport.http import Exchange
+from serving.transport.exchange import Exchange
 from serving.transport.webhook import BURST, LONGEST_BODY, OUTCOMES, RATE, Webhook
 
 SECRET = "correct horse battery"
