@@ -82,22 +82,35 @@ def compute(runtime: Runtime, slices: Sequence[Slice]) -> tuple[list[Outputs | E
     return results, time.perf_counter() - began
 
 
-def _attempt(
-    runtime: Runtime, slices: Sequence[Slice], before: BaseException | None = None
-) -> list[Outputs | Exception]:
+def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:
     """One call for all; if it raises, or does not answer row for row, each half on its own, so that a poison row fails alone
-    (about 2·log2 calls). `before` is what was raised when the same rows were tried first."""
+    (about 2·log2 calls)."""
     found = _call(runtime, slices)
-    if not isinstance(found, BaseException):
-        return _split(found, slices)
-    if isinstance(found, ServingError):  # no row is to blame: the version's process is gone
-        log.error("batch failed: %s", found)
-        return [found] * len(slices)
+    if isinstance(found, BaseException):
+        return _failed(runtime, slices, found)
+    return [found] if len(slices) == 1 else _split(found, slices)
+
+
+def _failed(runtime: Runtime, slices: Sequence[Slice], error: BaseException) -> list[Outputs | Exception]:
+    """What becomes of a batch that failed as a whole."""
+    if isinstance(error, ServingError):  # no row is to blame: the version's process is gone
+        log.error("batch failed: %s", error)
+        return [error] * len(slices)
     if len(slices) > 1:
         return _attempt_parts(runtime, slices)
-    if before is None and about_rows(found) and _awaited(slices[0].item, time.monotonic()):
-        return _attempt(runtime, slices, found)
-    return [_failure(found, before)]
+    if not about_rows(error) or not _awaited(slices[0].item, time.monotonic()):
+        return [_because(ModelFailed(f"the model raised {type(error).__name__}"), error)]
+    again = _call(runtime, slices)
+    if not isinstance(again, BaseException):
+        return [again]
+    if type(again) is type(error) and about_rows(again):  # a library that says the same of them twice means them
+        return [_because(RowsRefused(REFUSED), again)]
+    return [_because(ModelFailed(f"the model raised {type(again).__name__}"), again)]
+
+
+def _because(failed: ServingError, error: BaseException) -> ServingError:
+    failed.__cause__ = error  # whoever answers the request logs both, under the request's id
+    return failed
 
 
 def _call(runtime: Runtime, slices: Sequence[Slice]) -> Outputs | BaseException:
@@ -113,14 +126,6 @@ def _call(runtime: Runtime, slices: Sequence[Slice]) -> Outputs | BaseException:
     except BaseException as error:  # noqa: BLE001  the batch: a model may raise anything, exit() and KeyboardInterrupt too
         return error
     return outputs
-
-
-def _failure(error: BaseException, before: BaseException | None) -> ServingError:
-    """What a request hears whose rows failed alone. A library that says the same of them twice means them."""
-    same = before is not None and type(before) is type(error) and about_rows(error)
-    failed = RowsRefused(REFUSED) if same else ModelFailed(f"the model raised {type(error).__name__}")
-    failed.__cause__ = error  # whoever answers the request logs both, under the request's id
-    return failed
 
 
 def _awaited(item: Item, now: float) -> bool:
@@ -152,8 +157,6 @@ def _merge(slices: Sequence[Slice]) -> Arrays:
 
 
 def _split(outputs: Outputs, slices: Sequence[Slice]) -> list[Outputs | Exception]:
-    if len(slices) == 1:
-        return [outputs]
     results: list[Outputs | Exception] = []
     at = 0
     for piece in slices:

@@ -12,12 +12,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from serving.admission import Admission, BatchingLimits
 from serving.batch import TOO_LATE, Arrays, Done, Item, Slice, compute, rows_of
 from serving.errors import DeadlineExceeded, NotReady
 from serving.outbox import OUTBOX
+from serving.placing import Place
+from serving.predicting import Run, Threads
 from serving.runtimes.base import Outputs, Runtime, Want
 from serving.sizing import Cost
 from serving.turns import Turns
@@ -34,10 +36,10 @@ class Batcher:
     """Queues requests for one runtime and runs them in batches. All methods belong to the event loop's thread.
 
     `cost_ms` is the measured time of one full batch: below `inline_below_ms` the runtime is called on the loop, in `turns`
-    with others, else in threads of the version's own, `concurrency` of them; so is one that becomes dear later, until it is
-    cheap again. `inline=False` forbids the loop at any cost (a runtime that waits for another process).
-    `observe(requests, rows, seconds)` is called once per batch, `overdue(seconds)` for one that has run for `hang_seconds`
-    without an end: a thread cannot be stopped, but it can be told of.
+    with others, else in threads of the version's own, `concurrency` of them; so is one that becomes dear later, until it has
+    long been cheap again. `inline=False` forbids the loop at any cost (a runtime that waits for another process).
+    `observe(requests, rows, seconds)` is called once per batch that answered anybody. Of one that has run for `hang_seconds`
+    without an end `overdue(seconds)` and `lost(run)` hear, and `given_up(reason)` when too many do: see `Threads`.
     """
 
     def __init__(
@@ -48,25 +50,25 @@ class Batcher:
         observe: Observe,
         *,
         inline: bool = True,
-        hang_seconds: float = 60.0,
+        hang_seconds: float | None = 60.0,
         overdue: Callable[[float], None] = lambda seconds: None,
+        lost: Callable[[Run], None] = lambda run: None,
+        given_up: Callable[[str], None] = lambda reason: None,
         turns: Turns | None = None,
     ) -> None:
         self._runtime: Runtime | None = runtime
         self._limits = limits
         self._observe = observe
-        self._may_inline = inline and limits.concurrency == 1 and cost_ms < limits.inline_below_ms
-        self._on_loop = self._may_inline
-        self._average, self._bound = 0.0, limits.inline_below_ms / 1000
+        self._on_loop = inline and limits.concurrency == 1 and cost_ms < limits.inline_below_ms
+        self._place = Place(limits.inline_below_ms / 1000) if self._on_loop else None
         self._turns = turns or Turns()
         self.used = 0.0
-        self._thread: ThreadPoolExecutor | None = None
         self._hang_seconds, self._overdue = hang_seconds, overdue
+        self._threads = Threads(limits.concurrency, hang_seconds, overdue, lost, given_up)
         self._queue = Waiting(self._too_late)
         self._waiting: set[Item] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._expires = math.inf
-        self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled, self._asked = False, 0.0
         self._held: asyncio.TimerHandle | None = None
         self._cost = Cost() if limits.target_latency_ms is not None else None
@@ -150,13 +152,10 @@ class Batcher:
         """Fails every waiter and releases the runtime; batches that are running end unheard."""
         self._runtime = None
         self.fail_waiting(NotReady("The server is shutting this version down; ask again."))
-        for task in self._tasks:
-            task.cancel()
         for handle in (self._held, self._expiry):
             if handle is not None:
                 handle.cancel()
-        if self._thread:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def fail_waiting(self, error: Exception) -> None:
         """Fails whoever waits or is being computed: the drain bound has passed."""
@@ -176,9 +175,8 @@ class Batcher:
         if self._on_loop:
             self._run_inline(slices, began)
             return
-        task = asyncio.get_running_loop().create_task(self._run_threaded(slices, began))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        told = partial(self._finish, slices, began)
+        self._threads.start(self._runtime, slices, told, self._freed)
         if self._queue.depth:
             self._schedule(self._queue.first())
 
@@ -196,8 +194,11 @@ class Batcher:
             log.error("an answer could not be given", exc_info=error)  # and its neighbours still get theirs
 
     def _too_late(self, item: Item) -> None:
+        self._late(item, "The request's deadline passed before the model could run.")
+
+    def _late(self, item: Item, why: str) -> None:
         self._admission.late()
-        self._settle(item, DeadlineExceeded("The request's deadline passed before the model could run."))
+        self._settle(item, DeadlineExceeded(why))
 
     def _expire_at(self, deadline: float) -> None:
         """One timer for all: it is set to the earliest deadline, and looks for the next one when it has rung."""
@@ -211,8 +212,7 @@ class Batcher:
         self._expiry, self._expires = None, math.inf
         now = time.monotonic()
         for item in [i for i in self._waiting if i.deadline is not None and i.deadline <= now]:
-            self._admission.late()
-            self._settle(item, DeadlineExceeded(TOO_LATE))
+            self._late(item, TOO_LATE)
         later = min((i.deadline for i in self._waiting if i.deadline is not None), default=None)
         if later is not None and later < self._expires:
             self._expire_at(later)
@@ -244,46 +244,41 @@ class Batcher:
     def _run_inline(self, slices: list[Slice], began: float) -> None:
         assert self._runtime is not None
         results, seconds = compute(self._runtime, slices)
-        if seconds > self._hang_seconds:
+        if self._hang_seconds is not None and seconds > self._hang_seconds:
             self._overdue(seconds)
         self.used += seconds
-        self._finish(slices, results, seconds, began)
+        self._finish(slices, began, results, seconds)
+        self._freed()
 
-    async def _run_threaded(self, slices: list[Slice], began: float) -> None:
-        assert self._runtime is not None
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(self._limits.concurrency, "headway-predict")
-        loop = asyncio.get_running_loop()
-        results: list[Outputs | Exception]
-        alarm = loop.call_later(self._hang_seconds, self._overdue, self._hang_seconds)
-        try:
-            results, seconds = await loop.run_in_executor(self._thread, compute, self._runtime, slices)
-        except RuntimeError:  # the machine has no thread to give
-            results, seconds = [NotReady("The server has no thread for the model; ask again.") for _ in slices], 0.0
-        finally:
-            alarm.cancel()
-        self._finish(slices, results, seconds, began)
-
-    def _finish(self, slices: list[Slice], results: list[Outputs | Exception], seconds: float, began: float) -> None:
+    def _freed(self) -> None:
+        """The runtime has room for a batch again: one has ended, or hangs and was left alone."""
         self.running -= 1
-        rows = rows_of(slices)
-        self._observe(len(slices), rows, seconds)
-        with OUTBOX:
-            for piece, result in zip(slices, results, strict=True):
-                self._deliver(piece, result, seconds)
-        if self._cost is not None:
-            self._learn(self._cost, rows, seconds)
-        self._admission.ran(rows, time.monotonic() - began, self.most)
-        if self._may_inline:
-            self._place(seconds)
         if self._queue.depth:
             self._schedule(self._queue.first())
         else:
             self._admission.rested()
 
-    def _deliver(self, piece: Slice, result: Outputs | Exception, seconds: float) -> None:
+    def _finish(self, slices: list[Slice], began: float, results: list[Outputs | Exception], seconds: float) -> None:
+        rows, ended = rows_of(slices), time.monotonic()
+        answered = not isinstance(results[0], Exception) or any(not isinstance(r, Exception) for r in results)
+        if answered:
+            self._observe(len(slices), rows, seconds)
+        with OUTBOX:
+            for piece, result in zip(slices, results, strict=True):
+                self._deliver(piece, result, seconds, ended)
+        if answered:
+            if self._cost is not None:
+                self._learn(self._cost, rows, seconds)
+            self._admission.ran(rows, time.monotonic() - began, self.most)
+        if self._place is not None:
+            self._on_loop = self._place.ran(seconds, ended, answered)
+
+    def _deliver(self, piece: Slice, result: Outputs | Exception, seconds: float, now: float) -> None:
         item = piece.item
         if item.done is None:
+            return
+        if item.deadline is not None and item.deadline <= now:  # no timer rings while the loop itself computes
+            self._late(item, TOO_LATE)
             return
         whole: Outputs | Exception | None = result
         if not isinstance(result, Exception) and result.rows != item.rows:
@@ -296,12 +291,3 @@ class Batcher:
         assert self._limits.target_latency_ms is not None
         cost.add(rows, seconds)
         self.most = cost.rows_within(self._limits.target_latency_ms / 1000, self._limits.max_rows)
-
-    def _place(self, seconds: float) -> None:
-        """A model that was cheap at warm-up leaves the loop when it has become dear, and comes back when it is cheap again."""
-        bound = self._bound
-        self._average += 0.1 * ((seconds if seconds < 10 * bound else 10 * bound) - self._average)
-        if self._on_loop:
-            self._on_loop = self._average <= 2 * bound
-        else:
-            self._on_loop = self._average < bound / 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from features.errors import FeatureError
 from registry.errors import RegistryError
 from serving.batching import Batcher
 from serving.loading import Loaded
+from serving.predicting import LOST
 from serving.response_cache import ResponseCache
 from serving.servable import Servable, Watcher
 from serving.turns import Turns
@@ -18,10 +20,15 @@ log = logging.getLogger("headway.lifecycle")
 
 
 def build_batcher(
-    servable: Servable, loaded: Loaded, cost_ms: float, watcher: Watcher, turns: Turns | None = None
+    servable: Servable,
+    loaded: Loaded,
+    cost_ms: float,
+    watcher: Watcher,
+    turns: Turns | None = None,
+    given_up: Callable[[str], None] = lambda reason: None,
 ) -> Batcher:
     """The batcher of a version that has been warmed; `cost_ms` is what a full batch took. An engine that takes one call at a
-    time gets one, whatever the setting."""
+    time gets one, whatever the setting. `given_up` hears why the version is of no use any more."""
     name, number = servable.model, servable.version.version
     limits = loaded.configuration.limits
     if limits.concurrency > 1 and not loaded.runtime.engine.parallel:
@@ -39,8 +46,10 @@ def build_batcher(
         cost_ms,
         observe,
         inline=own,
-        hang_seconds=loaded.configuration.hang_seconds,
-        overdue=lambda seconds: watcher.overdue(name, number, seconds) if own else None,
+        hang_seconds=loaded.configuration.hang_seconds if own else None,
+        overdue=lambda seconds: watcher.overdue(name, number, seconds),
+        lost=lambda run: LOST.add(name, number, run),
+        given_up=given_up,
         turns=turns,
     )
 

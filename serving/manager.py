@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 from registry.versions import ModelVersion
 from serving.building import Disposal, build_batcher, build_cache, reason_of
@@ -32,6 +33,7 @@ from serving.lifecycle import (
     plan,
 )
 from serving.loading import Loaded, warm
+from serving.predicting import LOST
 from serving.schema import shown
 from serving.servable import Room, Servable, Turn, VersionLoader, Watcher
 from serving.threads import in_thread
@@ -297,12 +299,14 @@ class ModelManager:
         """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays."""
         bound = asyncio.timeout(self._load_seconds)
         try:
+            LOST.check(self.name, servable.version.version)
             async with bound, self._room(servable):
                 loaded = await in_thread(lambda: self._loader.load(servable.version), Loaded.dispose)
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
                 cost_ms = await in_thread(lambda: warm(loaded))
-            servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher, self._turns)
+            given_up = partial(self._give_up, servable)
+            servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher, self._turns, given_up)
             servable.cache = build_cache(servable, self._watcher)
             servable.reason = None
             self._watch(servable, loaded)

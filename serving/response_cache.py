@@ -146,6 +146,7 @@ class Wait:
     rows: int
     outcome: str
     done: Done | None
+    deadline: float | None = None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -235,6 +236,7 @@ class ResponseCache:
         if deadline is not None:
             delay = deadline - now + LATE_SECONDS
             wait.timer = asyncio.get_running_loop().call_later(delay, self._expire, wait)
+            wait.deadline = deadline
         wait.work.waits[wait] = None
         self._waiting += wait.rows
         self._asked(wait.outcome)
@@ -249,8 +251,10 @@ class ResponseCache:
         if isinstance(result, Outputs) and work.key is not None:
             result = owned(result, work.want)
             self._store.keep(work.key, result, time.monotonic())
+        now = time.monotonic()
         for wait in list(work.waits):
-            self._tell(wait, result, seconds)
+            late = wait.deadline is not None and wait.deadline <= now  # no timer rings while the loop itself computes
+            self._tell(wait, DeadlineExceeded(TOO_LATE) if late else result, seconds)
 
     def _tell(self, wait: Wait, result: Outputs | Exception, seconds: float) -> None:
         done = wait.done

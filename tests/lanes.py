@@ -66,12 +66,12 @@ class Echo:
 
 
 class _Loader:
-    def __init__(self, runtime: Echo, limits: BatchingLimits, cache: CacheLimits) -> None:
-        self._runtime, self._limits, self._cache = runtime, limits, cache
+    def __init__(self, runtime: Echo, limits: BatchingLimits, cache: CacheLimits, hang_seconds: float) -> None:
+        self._runtime, self._limits, self._cache, self._hang_seconds = runtime, limits, cache, hang_seconds
 
     def load(self, version: ModelVersion) -> Loaded:
         signature = Signature(inputs=(Column("x", "double"),), outputs=())
-        configuration = Configuration(self._limits, None, response_cache=self._cache)
+        configuration = Configuration(self._limits, None, response_cache=self._cache, hang_seconds=self._hang_seconds)
         return Loaded(self._runtime, compile_schema(signature), signature, configuration)
 
 
@@ -118,13 +118,14 @@ async def listening(
     inline: bool = True,
     cache_bytes: int = 0,
     runtime: Any = None,
+    hang_seconds: float = 60.0,
     **limits: Any,
 ) -> AsyncIterator[Listening]:
     """A server of one model, `echo`, with one column of doubles; `runtime` in place of an `Echo`."""
     metrics = Metrics(CollectorRegistry(), REASONS, [s.value for s in State])
     runtime = runtime or Echo()
     batching = BatchingLimits(**{"inline_below_ms": 1e9 if inline else 0.0, **limits})
-    loader = _Loader(runtime, batching, CacheLimits(cache_bytes))
+    loader = _Loader(runtime, batching, CacheLimits(cache_bytes), hang_seconds)
     manager = ModelManager("echo", "models:/echo/1", loader, Recorder(metrics))
     seats = {"echo": Seat(manager, None)}  # type: ignore[arg-type]  # nobody polls
     fleet = Fleet(seats, None, 30.0, lambda: 0, None)  # type: ignore[arg-type]  # nor looks for others

@@ -232,8 +232,8 @@ async def test_close_fails_the_waiters() -> None:
     runtime.gate.set()
 
 
-async def test_close_fails_who_is_in_a_batch_that_has_not_begun() -> None:
-    """The batch is on its way to its thread: nobody is left without an answer."""
+async def test_close_fails_who_is_in_a_batch_that_has_just_begun() -> None:
+    """The batch is on its way to its thread: nobody is left without an answer, and nobody has two."""
     runtime, heard = Doubler(), list[object]()
     b = batcher(runtime)
     b.submit((np.array([[1.0]]),), 1, Want.LABELS, None, lambda result, _: heard.append(result))
@@ -241,7 +241,7 @@ async def test_close_fails_who_is_in_a_batch_that_has_not_begun() -> None:
     b.close()
     assert [type(result) for result in heard] == [NotReady]
     await asyncio.sleep(0.01)
-    assert runtime.batches == []
+    assert len(heard) == 1
 
 
 async def test_a_runtime_that_must_not_block_the_loop_never_runs_on_it() -> None:
@@ -415,7 +415,7 @@ async def test_the_search_for_a_poison_row_ends_with_the_deadline() -> None:
     b.close()
 
 
-async def test_a_model_that_becomes_dear_leaves_the_loop_and_comes_back() -> None:
+async def test_a_model_that_becomes_dear_leaves_the_loop() -> None:
     """It was cheap at warm-up; what it costs now decides whether it may stand in everybody's way."""
 
     class Moody(Doubler):
@@ -440,8 +440,6 @@ async def test_a_model_that_becomes_dear_leaves_the_loop_and_comes_back() -> Non
     await ask(b, [1.0])
     assert runtime.threads == {here}
     await within(20, lambda: here not in runtime.threads)
-    runtime.seconds = 0.0
-    await within(100, lambda: here in runtime.threads)
     b.close()
 
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from registry.mlmodel import Column, Signature
 from serving.admission import BatchingLimits
 from serving.batching import Batcher
-from serving.errors import FIXED, BadRequest, ModelFailed
+from serving.errors import FIXED, BadRequest, ModelFailed, NotReady
 from serving.failures import MOST_KINDS, TRACE_SECONDS, Failures
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.sklearn import SklearnRuntime
@@ -191,3 +191,26 @@ def test_a_model_that_makes_up_kinds_does_not_fill_the_memory(caplog: pytest.Log
     for i in range(2 * MOST_KINDS):
         failures.tell("m", "1", "model_failed", "id", failed(type(f"E{i}", (Exception,), {})()))
     assert len(failures._said) <= MOST_KINDS
+
+
+class Absent(Moody):
+    """Its process is gone: it fails at once, unless it is asked for nothing bad."""
+
+    def __init__(self) -> None:
+        super().__init__(raising(NotReady("the version's process has just ended")))
+
+
+@pytest.mark.audit("15")
+async def test_nothing_is_learned_from_a_batch_that_answered_nobody() -> None:
+    """Failing is quick: it makes no batches larger, no queue look shorter, and no version look fast."""
+    observed: list[int] = []
+    limits = BatchingLimits(target_latency_ms=5, max_rows=32)
+    b = Batcher(Absent(), limits, 40.0, lambda n, rows, seconds: observed.append(rows))
+    most = b.most
+    for _ in range(200):
+        with pytest.raises(NotReady):
+            await ask(b, BAD)
+    assert (b.most, observed) == (most, [])
+    assert await ask(b, 1.0) == [2.0]
+    assert observed == [1]
+    b.close()
