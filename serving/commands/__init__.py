@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.commands import accelerate, cache, features, models, promote, serve, transform, verify, webhook
+from serving.commands import accelerate, cache, canary, features, models, promote, serve, transform, verify, webhook
 from serving.commands.base import Verb
 
 VERBS: Sequence[Verb] = (
@@ -21,4 +21,5 @@ VERBS: Sequence[Verb] = (
     webhook.VERB,
     cache.VERB,
     features.VERB,
+    canary.VERB,
 )

@@ -9,6 +9,10 @@ KServe 0.20 (`ksvc_reconciler.go` makes the traffic list, `PropagateStatus` keep
   to the remembered one: a roll-back after a promotion, by one revision.
 - A revision is cut by a change of the template, in which everything of the predictor lies except the percent.
 - In Standard mode nobody reads the percent.
+
+What a recorded cluster showed besides, pass by pass: a revision is there before the status knows of it; its pods come one by
+one, and it is ready with the last; what has no traffic loses its pods one by one, down to none, and stays Ready, latest ready
+and rolled out; a route is accepted a pass after it was changed.
 """
 
 from __future__ import annotations
@@ -75,13 +79,14 @@ def propagate(known: Json, created: str, ready: str, traffic: list[Json]) -> Jso
 class Cluster:
     """InferenceServices, their revisions or Deployments, and routes; as JSON, so that a file can keep it.
 
-    Nothing happens by itself: `step` is one pass of the controllers, and a revision gets ready a pass after it was cut,
-    unless it or its version is among `broken`.
+    Nothing happens by itself: `step` is one pass of the controllers. A revision or version among `broken` gets no pod that is
+    ready; with `dead` the controllers do nothing.
     """
 
     def __init__(self, objects: dict[str, Json] | None = None, broken: list[str] | None = None) -> None:
         self.objects = objects or {}
         self.broken = broken or []
+        self.dead = False
 
     def service(self, name: str = "predictive-maintenance") -> Json:
         return self.objects[f"inferenceservice/{name}"]
@@ -92,6 +97,14 @@ class Cluster:
         status = self.objects.get(key, {}).get("status", {"components": {}})
         self.objects[key] = {**pruned(deepcopy(service)), "status": status}
 
+    def change(self, key: str, changed: Json) -> None:
+        """What a patch does to any object."""
+        if key.startswith("inferenceservice/"):
+            self.apply(changed)
+        else:
+            generation = self.objects[key]["metadata"].get("generation", 1)
+            self.objects[key] = {**changed, "metadata": {**changed["metadata"], "generation": generation + 1}}
+
     def revisions(self, name: str) -> dict[str, Json]:
         """A service's revisions by name, the oldest first."""
         start = f"revision/{name}-predictor-"
@@ -99,10 +112,14 @@ class Cluster:
 
     def step(self) -> bool:
         """One pass over everything. Returns whether anything changed."""
+        if self.dead:
+            return False
         before = deepcopy(self.objects)
         for key in [key for key in self.objects if key.startswith("inferenceservice/")]:
             service = self.objects[key]
             (self._knative if mode(service) == "Knative" else self._standard)(service)
+        for key in [key for key in self.objects if key.startswith("httproute/")]:
+            accept(self.objects[key])
         return before != self.objects
 
     def settle(self) -> None:
@@ -130,31 +147,111 @@ class Cluster:
         return {version: share for version, share in shares.items() if share}
 
     def _standard(self, service: Json) -> None:
-        """A plain Deployment; its rolling update is one pass."""
-        name = f"{service['metadata']['name']}-predictor"
-        pod = {"spec": template(service)["spec"]}
-        self.objects[f"deployment/{name}"] = {"metadata": {"name": name}, "spec": {"template": pod}}
-        service["status"]["deploymentMode"] = "Standard"
+        """A Deployment and a ReplicaSet per template; pods come one by one, and the old ones go when the new ones are there."""
+        name, spec = f"{service['metadata']['name']}-predictor", template(service)["spec"]
+        status = service["status"]
+        status["deploymentMode"] = "Standard"
+        key = f"deployment/{name}"
+        known = self.objects.get(key)
+        if known is None or known["spec"]["template"]["spec"] != spec:
+            self.objects[key] = deployment(name, spec, known)
+            number = self.objects[key]["metadata"]["generation"]
+            self.objects[f"replicaset/{name}-{number:05}"] = replica_set(name, number, spec)
+            return
+        known["status"]["observedGeneration"] = known["metadata"]["generation"]
+        self._roll(name, known)
+
+    def _roll(self, name: str, known: Json) -> None:
+        sets = [each for key, each in self.objects.items() if key.startswith(f"replicaset/{name}-")]
+        newest, wanted = sets[-1], known["spec"]["replicas"]
+        if version_of(newest["spec"]["template"]["spec"]) not in self.broken:
+            newest["status"]["availableReplicas"] = min(wanted, newest["status"]["availableReplicas"] + 1)
+        updated = newest["status"]["availableReplicas"]
+        for old in sets[:-1]:
+            old["status"]["availableReplicas"] = min(old["status"]["availableReplicas"], wanted - updated)
+        total = sum(each["status"]["availableReplicas"] for each in sets)
+        known["status"].update(updatedReplicas=updated, availableReplicas=total, replicas=total)
 
     def _knative(self, service: Json) -> None:
         name, status = service["metadata"]["name"], service["status"]
         known = status["components"].get("predictor", {})
         percent = service["spec"]["predictor"].get("canaryTrafficPercent")
+        status["deploymentMode"] = "Knative"
+        if self._cut(name, service):
+            return  # and the status has not heard of it
+        routed = {entry["revisionName"] for entry in known.get("traffic", [])}
+        free = 1  # pods that a node has time to start in one pass
+        for revision in self.revisions(name).values():
+            free -= self._scale(revision, routed, free)
         ready = self._ready(name)
-        self._cut(name, template(service))
         wanted = targets(percent, known.get("latestRolledoutRevision", ""))
         traffic = [{**entry, "revisionName": entry.get("revisionName", ready)} for entry in wanted] if ready else []
         status["components"]["predictor"] = propagate(known, [*self.revisions(name)][-1], ready, traffic)
-        status["deploymentMode"] = "Knative"
+
+    def _scale(self, revision: Json, routed: set[str], free: int) -> int:
+        """One pod more or less; how many were started. What was never ready is brought up; what has no route is let go."""
+        name, now = revision["metadata"]["name"], revision["status"]
+        is_ready = now["conditions"][0]["status"] == "True"
+        least = int(revision["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"])
+        wanted = least if name in routed or not is_ready else 0
+        pods, started = now["actualReplicas"], 0
+        if pods > wanted:
+            now.update(actualReplicas=pods - 1, desiredReplicas=pods - 1)
+        elif now["desiredReplicas"] < wanted:
+            now["desiredReplicas"] = wanted
+        elif pods < wanted and free and not {name, version_of(revision["spec"])} & set(self.broken):
+            started = 1
+            now["actualReplicas"] = pods + 1
+        if now["actualReplicas"] >= least:
+            now["conditions"][0]["status"] = "True"
+        return started
 
     def _ready(self, name: str) -> str:
-        """The newest revision that is ready, or an empty string."""
-        revisions = self.revisions(name).items()
-        found = [key for key, value in revisions if not {key, version_of(value["spec"])} & set(self.broken)]
+        """The newest revision that was ready at any time, or an empty string."""
+        found = [
+            key for key, each in self.revisions(name).items() if each["status"]["conditions"][0]["status"] == "True"
+        ]
         return found[-1] if found else ""
 
-    def _cut(self, name: str, wanted: Json) -> None:
-        revisions = self.revisions(name)
-        if not revisions or {k: [*revisions.values()][-1][k] for k in wanted} != wanted:
-            revision = f"{name}-predictor-{len(revisions) + 1:05}"
-            self.objects[f"revision/{revision}"] = {"metadata": {"name": revision}, **wanted}
+    def _cut(self, name: str, service: Json) -> bool:
+        wanted, revisions = template(service), self.revisions(name)
+        if revisions and {k: [*revisions.values()][-1][k] for k in wanted} == wanted:
+            return False
+        revision = f"{name}-predictor-{len(revisions) + 1:05}"
+        least = str(service["spec"]["predictor"].get("minReplicas", 1))
+        metadata = {"name": revision, "annotations": {"autoscaling.knative.dev/min-scale": least}}
+        metadata["labels"] = {"serving.kserve.io/inferenceservice": name}  # type: ignore[assignment]
+        conditions = [{"type": "Ready", "status": "Unknown"}]
+        status = {"conditions": conditions, "actualReplicas": 0, "desiredReplicas": 0}
+        self.objects[f"revision/{revision}"] = {"metadata": metadata, **wanted, "status": status}
+        return True
+
+
+def deployment(name: str, spec: Json, known: Json | None) -> Json:
+    """KServe's Deployment with another template; its status is what it was."""
+    metadata = {"name": name, "generation": known["metadata"]["generation"] + 1 if known else 1}
+    status = known["status"] if known else {"updatedReplicas": 0, "availableReplicas": 0, "replicas": 0}
+    return {
+        "metadata": metadata,
+        "spec": {"replicas": spec.get("minReplicas", 1), "template": {"spec": spec}},
+        "status": {**status, "updatedReplicas": 0},
+    }
+
+
+def replica_set(name: str, number: int, spec: Json) -> Json:
+    metadata = {
+        "name": f"{name}-{number:05}",
+        "labels": {"serving.kserve.io/inferenceservice": name.removesuffix("-predictor")},
+        "annotations": {"deployment.kubernetes.io/revision": str(number)},
+        "ownerReferences": [{"kind": "Deployment", "name": name}],
+    }
+    return {"metadata": metadata, "spec": {"template": {"spec": spec}}, "status": {"availableReplicas": 0}}
+
+
+def accept(route: Json) -> None:
+    """What a gateway says of a route. One without a parent is nobody's."""
+    if not route["spec"].get("parentRefs"):
+        route["status"] = {"parents": []}
+        return
+    said = {"type": "Accepted", "status": "True", "observedGeneration": route["metadata"].get("generation", 1)}
+    route["status"] = {"parents": [{"conditions": [said]}]}

@@ -19,7 +19,8 @@ import jsonpatch
 
 from tests.deployment.controller import Cluster, Json
 
-KINDS = {"isvc": "inferenceservice", "inferenceservices": "inferenceservice", "revisions": "revision"}
+KINDS = {"isvc": "inferenceservice", "inferenceservices": "inferenceservice", "revisions": "revision", "pods": "pod",
+         "replicasets": "replicaset"}  # fmt: skip
 
 
 class Failure(Exception):
@@ -103,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, allow_abbrev=False)
         one.add_argument("words", nargs="*")
         one.add_argument("-n", "--namespace")
+        one.add_argument("--request-timeout")
+        one.add_argument("--ignore-not-found", action="store_true")
         for flag in own:
             one.add_argument(flag, default="")
     return flags
@@ -124,18 +127,39 @@ def find(cluster: Cluster, words: list[str]) -> tuple[str, Json]:
 
 
 def get(cluster: Cluster, given: argparse.Namespace) -> str:
+    """What is there; the controllers take a pass after it, so that the first look after a patch is of before."""
+    found = labelled(cluster, given) if given.l else find_or_none(cluster, given)
     cluster.step()
-    _, found = find(cluster, given.words)
+    if given.o == "json":
+        return json.dumps(found) if found is not None else ""
     return jsonpath(given.o.removeprefix("jsonpath="), found)
+
+
+def find_or_none(cluster: Cluster, given: argparse.Namespace) -> Json | None:
+    try:
+        return find(cluster, given.words)[1]
+    except Failure:
+        if given.ignore_not_found:
+            return None
+        raise
+
+
+def labelled(cluster: Cluster, given: argparse.Namespace) -> Json:
+    """A list of all objects of a kind that have a label."""
+    kind = named([*given.words, ""]).partition("/")[0]
+    key, _, value = given.l.partition("=")
+    own = [each for name, each in cluster.objects.items() if name.startswith(f"{kind}/")]
+    return {"kind": "List", "items": [o for o in own if o["metadata"].get("labels", {}).get(key) == value]}
+
+
+def logs(cluster: Cluster, given: argparse.Namespace) -> str:
+    return ""
 
 
 def patch(cluster: Cluster, given: argparse.Namespace) -> str:
     key, found = find(cluster, given.words)
     changed = apply_patch(found, given.type or "strategic", given.p)
-    if key.startswith("inferenceservice/"):
-        cluster.apply(changed)
-    else:
-        cluster.objects[key] = changed
+    cluster.change(key, changed)
     return f"{key} patched\n"
 
 
@@ -155,7 +179,8 @@ def rollout(cluster: Cluster, given: argparse.Namespace) -> str:
 
 
 VERBS: dict[str, tuple[Callable[[Cluster, argparse.Namespace], str], list[str]]] = {
-    "get": (get, ["-o"]),
+    "get": (get, ["-o", "-l"]),
+    "logs": (logs, ["--tail", "--all-containers"]),
     "patch": (patch, ["--type", "-p"]),
     "wait": (wait, ["--for", "--timeout"]),
     "rollout": (rollout, ["--timeout"]),

@@ -1,288 +1,537 @@
-"""scripts/canary.sh, run against a model of KServe's controller: what each command does to the traffic."""
+"""The verbs of a canary, against a model of the controllers that a recorded cluster agrees with: what each does to the traffic."""
 
-from pathlib import Path
+from __future__ import annotations
+
+import json
+import random
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
 
 import pytest
 
-from tests.deployment.clusters import ROOT, Shell, manifest, patched, percent, running, with_route
-from tests.deployment.controller import Cluster
-
-ROUTE = ("--route", "predictive-maintenance-split")
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
+from serving.rollout import knative
+from serving.rollout.canary import Failed
+from tests.deployment.acting import NAME, ROUTE, Killed, Model, Session, all_shares, session
+from tests.deployment.clusters import REMOVE, ROOT, VERSION, manifest, patched, percent, replace, running, with_route
+from tests.deployment.controller import Cluster, version_of
+from tests.deployment.kubectl import apply_patch
 
 
-@pytest.fixture
-def canary(shell: Shell) -> Shell:
-    """Version 2 gets 10 %, version 1 the rest."""
+def in_flight(share: int = 10) -> Cluster:
+    """Version 2 has a share, version 1 the rest."""
     cluster = running("1")
-    cluster.apply(patched(manifest(version="2"), percent(10)))
+    cluster.apply(patched(cluster.service(), replace(VERSION, "2"), percent(share)))
     cluster.settle()
-    shell.begin(cluster)
-    return shell
+    return cluster
 
 
-def test_start_gives_the_new_version_its_share(shell: Shell) -> None:
-    """Version and percent are one patch, so that at no time the new version has more."""
-    shell.begin(running("1"))
-    said = shell.canary("start", "2", "10")
-    assert shell.shares() == {"2": 10, "1": 90}
-    assert [call["words"][0] for call in shell.calls()].count("patch") == 1
-    assert said.startswith("+ kubectl patch inferenceservice/predictive-maintenance -n headway --type=json -p '[")
+def predictor(cluster: Cluster) -> dict[str, Any]:
+    spec: dict[str, Any] = cluster.service()["spec"]["predictor"]
+    return spec
 
 
-def test_what_is_shown_is_what_runs(shell: Shell) -> None:
-    """The command of a dry run, pasted, makes the canary; the dry run itself changes nothing."""
-    shell.begin(running("1"))
-    shown = shell.canary("--dry-run", "start", "2", "10")
-    assert shell.shares() == {"1": 100}
-    assert shell.run("bash", "-c", shown.removeprefix("+ ")).returncode == 0
-    assert shell.shares() == {"2": 10, "1": 90}
+def steps(one: Session) -> list[list[Any]]:
+    """What each patch changed, without its tests."""
+    return [[o.get("value", o["op"]) for o in patch.operations if o["op"] != "test"] for patch in one.model.patches]
 
 
-def test_widen_changes_the_share_alone(canary: Shell) -> None:
+# -- each verb ------------------------------------------------------------------------------------------------------
+
+
+def test_start_gives_the_new_version_its_share() -> None:
+    """Version and percent are one patch, so that at no time the new version has more; it ends when the share is there."""
+    one = session(running("1"))
+    assert one.run("start", "2", "10") == "Version 2 has its 10 %. Now version 2 has 10 %, version 1 has 90 %."
+    assert steps(one) == [["2", 10]]
+    assert all(shares.get("2", 0) <= 10 for shares in one.model.shares)
+    assert one.model.cluster.shares() == {"2": 10, "1": 90}
+
+
+def test_widen_changes_the_share_alone() -> None:
     """No revision is cut by it."""
-    canary.canary("widen", "50")
-    assert canary.shares() == {"2": 50, "1": 50}
-    assert len(canary.cluster().revisions("predictive-maintenance")) == 2
+    one = session(in_flight())
+    one.run("widen", "50")
+    assert one.model.cluster.shares() == {"2": 50, "1": 50}
+    assert len(one.model.cluster.revisions(NAME)) == 2
 
 
-def test_promote_gives_the_canary_everything(canary: Shell) -> None:
-    """By removing the percent; the next canary can start then."""
-    canary.canary("promote")
-    assert canary.shares() == {"2": 100}
-    canary.begin(canary.cluster())
-    canary.canary("start", "3", "5")
-    assert canary.shares() == {"3": 5, "2": 95}
+def test_promote_gives_the_canary_everything() -> None:
+    """By removing the percent; it says what to write down, and the next canary can start then."""
+    one = session(in_flight())
+    assert 'Write MODEL_VERSION "2" into the manifest, and no canaryTrafficPercent' in one.run("promote")
+    assert one.model.cluster.shares() == {"2": 100}
+    one.run("start", "3", "5")
+    assert one.model.cluster.shares() == {"3": 5, "2": 95}
 
 
-def test_rollback_gives_everything_back_and_leaves_no_trace(canary: Shell) -> None:
-    """The spec names the old version and no percent; the rejected version gets nothing from the first patch on."""
-    canary.canary("rollback")
-    assert canary.shares() == {"1": 100}
-    predictor = canary.cluster().service()["spec"]["predictor"]
-    assert "canaryTrafficPercent" not in predictor
-    assert predictor["containers"][0]["env"][1] == {"name": "MODEL_VERSION", "value": "1"}
-    assert all("2" not in shares for shares in canary.since_the_first_patch())
+def test_rollback_gives_everything_back_and_leaves_no_trace() -> None:
+    """The spec names the old version and no percent; the rejected version gets nothing once the 0 has arrived."""
+    one = session(in_flight())
+    one.run("rollback")
+    assert steps(one) == [[0], ["1"], ["remove"]]
+    assert one.model.cluster.shares() == {"1": 100}
+    assert "canaryTrafficPercent" not in predictor(one.model.cluster)
+    assert version_of(predictor(one.model.cluster)) == "1"
+    settled = one.model.shares[one.model.shares.index({"1": 100}) :]
+    assert all("2" not in shares for shares in settled)
 
 
-def test_rollback_after_a_promotion_restores_the_version_before(shell: Shell) -> None:
-    """The controller steps back first: only then is the spec restored."""
-    shell.begin(running("1", "2"))
-    shell.canary("rollback")
-    assert shell.shares() == {"1": 100}
-    settled = shell.since_the_first_patch()
-    assert all("2" not in shares for shares in settled[settled.index({"1": 100}) :])
-    assert "canaryTrafficPercent" not in shell.cluster().service()["spec"]["predictor"]
+@pytest.mark.parametrize("scaled_down", [True, False])
+def test_rollback_after_a_promotion_waits_for_pods_at_99(scaled_down: bool) -> None:
+    """The revision before has lost its pods: it gets everything only when it has them again."""
+    cluster = running("1", "2") if scaled_down else in_flight()
+    if not scaled_down:
+        cluster.apply(patched(cluster.service(), REMOVE))
+        while cluster.shares() != {"2": 100}:
+            cluster.step()
+    one = session(cluster)
+    pods: list[int] = []
+
+    def note(model: Model) -> None:
+        if all_shares(model.cluster) == {"1": 100} and len(model.cluster.revisions(NAME)) == 2:
+            pods.append(model.cluster.revisions(NAME)[f"{NAME}-predictor-00001"]["status"]["actualReplicas"])
+
+    one.model.each_look = note
+    assert "Version 1 is rolled out" in one.run("rollback")
+    assert steps(one) == [[99], [0], ["1"], ["remove"]]
+    assert set(pods) == {2}
+    assert one.model.cluster.shares() == {"1": 100}
+    assert "There is no earlier" in one.refused("rollback") or "has version 1 too" in one.refused("rollback")
 
 
-def test_an_interrupted_rollback_can_be_run_again(shell: Shell) -> None:
-    """After the 0 alone, whether or not the controller has stepped back already."""
-    for settled in (True, False):
-        cluster = running("1", "2")
-        cluster.apply(patched(cluster.service(), percent(0)))
-        if settled:
-            cluster.settle()
-        shell.begin(cluster)
-        shell.canary("rollback")
-        assert shell.shares() == {"1": 100}
-
-
-def test_a_rollback_whose_revision_does_not_get_ready_keeps_the_percent_at_zero(shell: Shell) -> None:
-    """The good revision has everything meanwhile; once the restored one is ready, the same command finishes."""
+def test_a_revision_that_cannot_come_up_again_gets_no_more_than_1_percent() -> None:
+    """The roll-back stays at 99, and says why and what to type."""
     cluster = running("1", "2")
-    cluster.broken = ["predictive-maintenance-predictor-00003"]
-    shell.begin(cluster)
-    done = shell.run("scripts/canary.sh", "--timeout", "1", "rollback")
-    assert (done.returncode, "run rollback again" in done.stderr) == (1, True)
-    assert shell.shares() == {"1": 100}
-    halfway = shell.cluster()
-    assert halfway.service()["spec"]["predictor"]["canaryTrafficPercent"] == 0
-    halfway.broken = []
-    shell.begin(halfway)
-    shell.canary("rollback")
-    assert shell.shares() == {"1": 100}
-    assert "canaryTrafficPercent" not in shell.cluster().service()["spec"]["predictor"]
+    cluster.broken = [f"{NAME}-predictor-00001"]
+    one = session(cluster)
+    why = one.refused("rollback")
+    assert "has 2 pods; it has 0" in why
+    assert "pod p-1: CrashLoopBackOff" in why
+    assert "Now version 2 has 99 %, version 1 has 1 %. Next: `rollback` again" in why
+    assert predictor(one.model.cluster)["canaryTrafficPercent"] == 99
+    cluster.broken = []
+    one.run("rollback")
+    assert one.model.cluster.shares() == {"1": 100}
 
 
-def test_a_canary_of_more_than_the_version_is_not_restored_by_the_version_alone(shell: Shell) -> None:
-    """Removing the percent then would promote the rest of it: the script stops before, with the percent at 0."""
-    image = {"op": "replace", "path": "/spec/predictor/containers/0/image", "value": "headway:next"}
-    version = {"op": "replace", "path": "/spec/predictor/containers/0/env/1/value", "value": "2"}
+def test_a_smaller_share_waits_for_the_pods_that_take_the_rest() -> None:
+    """After a roll-back that was cut off at 99: the revision before is still on its way."""
+    one = session(running("1", "2"))
+
+    def die(model: Model) -> None:
+        raise Killed
+
+    one.model.after_patch = die
+    with pytest.raises(Killed):
+        one.run("rollback")
+    one.model.after_patch = lambda model: None
+    one.model.each_look = check
+    one.run("widen", "50")
+    assert one.model.cluster.shares() == {"2": 50, "1": 50}
+    assert any("so that nobody waits for it" in line for line in one.said)
+
+
+# -- what lies ------------------------------------------------------------------------------------------------------
+
+
+def test_promote_right_after_start_waits_for_the_canary() -> None:
+    """`latestReadyRevision` is that of before: the version that nobody has seen ready does not get everything."""
     cluster = running("1")
-    cluster.apply(patched(cluster.service(), image, version, percent(10)))
-    cluster.settle()
-    shell.begin(cluster)
-    done = shell.run("scripts/canary.sh", "rollback")
-    assert done.returncode == 1
-    assert "more than the version" in done.stderr
-    assert shell.shares() == {"1": 100}
-    assert shell.cluster().service()["spec"]["predictor"]["canaryTrafficPercent"] == 0
+    cluster.apply(patched(cluster.service(), replace(VERSION, "2"), percent(10)))
+    one = session(cluster)
+    one.run("promote")
+    waited = next(i for i, line in enumerate(one.said) if line.startswith("+"))
+    assert any("has 2 pods; it has 0" in line for line in one.said[:waited])
+    assert one.model.cluster.shares() == {"2": 100}
 
 
-def test_status_says_who_gets_what(canary: Shell) -> None:
-    """Share, version and revision of each target."""
-    said = canary.canary("status").splitlines()
-    assert " 10 %  version 2  predictive-maintenance-predictor-00002" in said
-    assert " 90 %  version 1  predictive-maintenance-predictor-00001" in said
-    assert "canaryTrafficPercent  10" in said
+def test_a_canary_without_a_pod_is_not_promoted() -> None:
+    """Ready is history: its pods went after it had been ready."""
+    cluster = in_flight()
+    revision = cluster.revisions(NAME)[f"{NAME}-predictor-00002"]
+    revision["status"]["actualReplicas"] = 0
+    cluster.broken = ["2"]
+    one = session(cluster)
+    assert "has 2 pods; it has 0" in one.refused("promote")
+    assert steps(one) == []
 
 
-def test_start_is_refused_where_the_percent_would_mean_something_else(shell: Shell) -> None:
-    """Before anything is rolled out it is ignored; without another version it rolls back."""
-    fresh = Cluster(broken=["1"])
-    fresh.apply(manifest())
-    shell.begin(fresh)
-    assert "Nothing of predictive-maintenance was ever rolled out" in shell.refused("start", "2", "10")
-    shell.begin(running("1"))
-    assert "takes the rolled-out one back" in shell.refused("start", "1", "10")
+def test_rollback_right_after_start_takes_the_right_revision() -> None:
+    """The status still names the revision before as the newest."""
+    cluster = running("0", "1")
+    cluster.apply(patched(cluster.service(), replace(VERSION, "2"), percent(10)))
+    one = session(cluster)
+    one.run("rollback")
+    assert one.model.cluster.shares() == {"1": 100}
+    assert all(set(shares) == {"1"} for shares in one.model.shares)
 
 
-def test_a_second_canary_is_refused(canary: Shell) -> None:
-    """It would drop the first."""
-    assert "A canary is in flight" in canary.refused("start", "3", "10")
+@pytest.mark.parametrize("passes", range(8))
+def test_rollback_right_after_promote_never_keeps_the_rejected_version(passes: int) -> None:
+    """However far the controllers have come with the promotion; and a second roll-back changes nothing."""
+    cluster = in_flight()
+    cluster.apply(patched(cluster.service(), REMOVE))
+    for _ in range(passes):
+        cluster.step()
+    one = session(cluster)
+    one.run("rollback")
+    assert one.model.cluster.shares() == {"1": 100}
+    assert "has version 1 too" in one.refused("rollback")
 
 
-def test_widen_and_promote_are_refused_without_a_canary(shell: Shell) -> None:
-    """A percent on a rolled-out revision would be a roll-back, and promoting after a 0 the rejected version."""
-    shell.begin(running("1", "2"))
-    assert "takes the rolled-out revision back" in shell.refused("widen", "50")
-    assert "No canary is in flight" in shell.refused("promote")
+def test_a_dead_controller_is_said() -> None:
+    """Nothing moves: the wait has a bound, lines on its way, and an end that says who has what."""
+    cluster = running("1")
+    one = session(cluster)
+    one.model.after_patch = lambda model: setattr(cluster, "dead", True)
+    why = one.refused("start", "2", "10")
+    assert why.startswith("Not after 60 seconds: a revision with version 2 is cut")
+    assert "Now version 1 has 100 %. Next: `start 2 10` again" in why
+    assert len([line for line in one.said if "until a revision with version 2 is cut" in line]) >= 4
+    cluster.dead = False
+    one.model.after_patch = lambda model: None
+    one.run("start", "2", "10")
+    assert cluster.shares() == {"2": 10, "1": 90}
+
+
+def test_two_people_at_once() -> None:
+    """The patch fails as a whole if somebody else was faster; what somebody changes later is not waited for."""
+    one = session(running("1"))
+    one.model.before_patch = lambda model: model.cluster.apply(patched(model.cluster.service(), replace(VERSION, "5")))
+    why = one.refused("start", "2", "10")
+    assert "nothing of it was made" in why
+    assert version_of(predictor(one.model.cluster)) == "5"
+    two = session(running("1"))
+    two.model.after_patch = lambda model: model.cluster.apply(patched(model.cluster.service(), percent(0)))
+    why = two.refused("start", "2", "10")
+    assert "Somebody else changed predictive-maintenance meanwhile: it says version 2 and 0 percent" in why
+
+
+def test_a_revision_that_is_gone_is_named() -> None:
+    """There is nothing to go back to; what serves now and what to type is said."""
     cluster = running("1", "2")
+    del cluster.objects[f"revision/{NAME}-predictor-00001"]
+    why = session(cluster).refused("rollback")
+    assert why == (
+        f"Revision {NAME}-predictor-00001 cannot be read: it is gone, and with it what it served. Now version 2 has 100 %. "
+        "Next: `start VERSION PERCENT`."
+    )
+
+
+def test_a_canary_of_more_than_the_version_is_not_restored_by_the_version_alone() -> None:
+    """Removing the percent then would promote the rest of it: it stops before, with the percent at 0."""
+    image = replace("/spec/predictor/containers/0/image", "headway:next")
+    cluster = running("1")
+    cluster.apply(patched(cluster.service(), image, replace(VERSION, "2"), percent(10)))
+    cluster.settle()
+    one = session(cluster)
+    assert "differs from predictive-maintenance-predictor-00001 in more than the version" in one.refused("rollback")
+    assert cluster.shares() == {"1": 100}
+    assert predictor(cluster)["canaryTrafficPercent"] == 0
+
+
+def test_a_restored_revision_that_does_not_get_ready_keeps_the_percent_at_zero() -> None:
+    """The good revision has everything meanwhile; once the restored one is ready, the same command finishes."""
+    cluster = in_flight()
+    cluster.broken = [f"{NAME}-predictor-00003"]
+    one = session(cluster)
+    assert f"{NAME}-predictor-00001 has everything meanwhile" in one.refused("rollback")
+    assert (cluster.shares(), predictor(cluster)["canaryTrafficPercent"]) == ({"1": 100}, 0)
+    cluster.broken = []
+    one.run("rollback")
+    assert "canaryTrafficPercent" not in predictor(cluster)
+
+
+# -- refusals -------------------------------------------------------------------------------------------------------
+
+
+def never_rolled_out() -> Cluster:
+    cluster = Cluster(broken=["1"])
+    cluster.apply(manifest())
+    return cluster
+
+
+def rolled_back() -> Cluster:
+    cluster = in_flight()
     cluster.apply(patched(cluster.service(), percent(0)))
     cluster.settle()
-    shell.begin(cluster)
-    assert "was rolled back" in shell.refused("promote")
-    assert "was rolled back" in shell.refused("widen", "50")
+    return cluster
 
 
-def test_a_canary_that_is_not_ready_is_not_promoted(shell: Shell) -> None:
-    """It would get everything the moment it is."""
+def nameless() -> Cluster:
     cluster = running("1")
-    cluster.broken = ["2"]
-    cluster.apply(patched(manifest(version="2"), percent(10)))
+    del predictor(cluster)["containers"][0]["env"][1]
     cluster.settle()
-    shell.begin(cluster)
-    assert "predictive-maintenance-predictor-00002 is not ready" in shell.refused("promote")
+    return cluster
 
 
-def test_there_must_be_something_to_go_back_to(shell: Shell) -> None:
-    """The first revision has none before it; nor has one that was restored from a step back."""
-    shell.begin(running("1"))
-    assert "no earlier revision" in shell.refused("rollback")
+REFUSALS: list[tuple[str, Any, str, str]] = [
+    ("a second canary", in_flight, "start 3 10", "A canary is in flight, and a second one would replace it. Now version 2 has 10 %"),
+    ("the same version", lambda: running("1"), "start 1 10", "takes the rolled-out one back. Now version 1 has 100 %"),
+    ("nothing to split with", never_rolled_out, "start 2 10", "until then KServe ignores the percent"),
+    ("nothing to widen", lambda: running("1", "2"), "widen 50", "No canary is in flight. A percent alone would not make one"),
+    ("nothing to promote", lambda: running("1", "2"), "promote", "No canary is in flight"),
+    ("promote a rejected one", rolled_back, "promote", "This canary was rolled back. Now version 1 has 100 %. Next: `rollback`"),
+    ("widen a rejected one", rolled_back, "widen 50", "This canary was rolled back"),
+    ("nothing before", lambda: running("1"), "rollback", "There is no earlier revision to go back to"),
+    ("no version", nameless, "start 2 10", "has no MODEL_VERSION in its first container"),
+    ("no version to go back to", nameless, "rollback", "has no MODEL_VERSION in its first container"),
+    *(("Standard", lambda: running("1", mode="Standard"), words, "is in mode Standard") for words in ("start 2 10", "promote", "rollback")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [("start", "2", "10"), ("widen", "5"), ("promote",), ("rollback",), ("status",)])
-def test_standard_mode_is_refused_with_the_way_that_works(shell: Shell, words: tuple[str, ...]) -> None:
-    """KServe ignores the percent there; the message names --route."""
-    shell.begin(running("1", mode="Standard"))
-    said = shell.refused(*words)
-    assert "mode Standard" in said
-    assert "--route" in said
+@pytest.mark.parametrize(("begin", "words", "why"), [pytest.param(*r[1:], id=f"{r[0]}: {r[2]}") for r in REFUSALS])
+def test_what_makes_no_sense_is_refused_before_anything_changes(begin: Any, words: str, why: str) -> None:
+    """With who has how much, and what to type."""
+    one = session(begin())
+    assert why in one.refused(*words.split())
+    assert steps(one) == []
 
 
-@pytest.mark.parametrize("given", ["0", "100", "07", "ten", "1.5", ""])
-def test_a_percent_outside_1_to_99_is_refused(shell: Shell, given: str) -> None:
-    """0 is rollback, 100 is promote; the exit code is that of a wrong command line."""
-    shell.begin(running("1"))
-    assert "1 to 99" in shell.refused("start", "2", given)
-    assert shell.run("scripts/canary.sh", "widen", given).returncode == 2
+# -- by a route -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", ["champion", "@champion", "latest", ""])
-def test_only_numbers_are_versions(shell: Shell, given: str) -> None:
-    """An alias that moves cuts no revision."""
-    shell.begin(running("1"))
-    assert "cuts no revision" in shell.refused("start", given, "10")
-
-
-@pytest.mark.parametrize("words", [(), ("begin",), ("start", "2"), ("promote", "2"), ("--no", "status"), ("--route",)])
-def test_a_wrong_command_line_shows_the_usage(shell: Shell, words: tuple[str, ...]) -> None:
-    """And exits 2."""
-    shell.begin(running("1"))
-    done = shell.run("scripts/canary.sh", *words)
-    assert (done.returncode, "usage: scripts/canary.sh" in done.stderr) == (2, True)
-
-
-def test_help_exits_0(shell: Shell) -> None:
-    """Usage on standard output."""
-    done = shell.run("scripts/canary.sh", "--help")
-    assert (done.returncode, done.stdout.startswith("usage: scripts/canary.sh")) == (0, True)
-
-
-def test_who_is_missing_is_named(shell: Shell, tmp_path: Path) -> None:
-    """No such InferenceService; no such route; no MODEL_VERSION; no kubectl."""
-    shell.begin(running("1"))
-    assert 'inferenceservices "other" not found' in shell.refused("--service", "other", "status")
-    assert 'httproutes "other" not found' in shell.refused("--route", "other", "status")
-    nameless = running("1")
-    del nameless.service()["spec"]["predictor"]["containers"][0]["env"][1]
-    nameless.settle()
-    shell.begin(nameless)
-    assert "has no MODEL_VERSION" in shell.refused("start", "2", "10")
-    bare = tmp_path / "bin"
-    bare.mkdir()
-    for tool in ("bash", "dirname", "env"):
-        (bare / tool).symlink_to(f"/usr/bin/{tool}")
-    done = shell.run("scripts/canary.sh", "status", PATH=str(bare))
-    assert (done.returncode, done.stderr) == (1, "There is no kubectl on the PATH.\n")
-
-
-def test_the_patch_fails_as_a_whole_if_somebody_else_was_faster(shell: Shell) -> None:
-    """The tests in it compare the name of the variable and the version that was read."""
-    shell.begin(running("1"))
-    shown = shell.canary("--dry-run", "start", "2", "10").removeprefix("+ ")
-    shell.begin(running("1", "5"))
-    assert shell.run("bash", "-c", shown).returncode == 1
-    assert shell.shares() == {"5": 100}
-
-
-def test_a_canary_by_the_weights_of_a_route(shell: Shell) -> None:
+def test_a_canary_by_the_weights_of_a_route() -> None:
     """Start, widen, promote: the weight moves only after the pods of the version are there."""
-    shell.begin(with_route(stable="1", canary="1", weight=0))
-    shell.canary(*ROUTE, "start", "2", "10")
-    assert [call["words"][0] for call in shell.calls()][-3:] == ["wait", "rollout", "patch"]
-    assert all(call["shares"] == {"1": 100} for call in shell.calls()[:-1])
-    assert shell.cluster().route_shares(ROUTE[1]) == {"2": 10, "1": 90}
-    shell.canary(*ROUTE, "widen", "50")
-    assert shell.cluster().route_shares(ROUTE[1]) == {"2": 50, "1": 50}
-    assert " 50 %  version 2  predictive-maintenance-canary-predictor" in shell.canary(*ROUTE, "status").splitlines()
-    shell.canary(*ROUTE, "promote")
-    assert shell.cluster().route_shares(ROUTE[1]) == {"2": 100}
-    weights = [
-        b["weight"] for b in shell.cluster().objects[f"httproute/{ROUTE[1]}"]["spec"]["rules"][-1]["backendRefs"]
-    ]
+    one = session(with_route(stable="1", canary="1", weight=0), ROUTE)
+    one.run("start", "2", "10")
+    assert one.model.shares[-1] == {"2": 10, "1": 90}
+    assert all(shares in ({"1": 100}, {"2": 10, "1": 90}) for shares in one.model.shares)
+    one.run("widen", "50")
+    assert one.model.cluster.route_shares(ROUTE) == {"2": 50, "1": 50}
+    assert "weights 100 and 0 into the route's" in one.run("promote")
+    assert one.model.cluster.route_shares(ROUTE) == {"2": 100}
+    weights = [b["weight"] for b in one.model.cluster.objects[f"httproute/{ROUTE}"]["spec"]["rules"][-1]["backendRefs"]]
     assert weights == [100, 0]
 
 
-def test_a_rollback_by_the_weights_of_a_route(shell: Shell) -> None:
-    """Before the promotion it is one patch; after it, the version to go back to must be said."""
-    shell.begin(with_route(weight=10))
-    shell.canary(*ROUTE, "rollback")
-    assert shell.cluster().route_shares(ROUTE[1]) == {"1": 100}
-    shell.begin(with_route(stable="2", canary="2", weight=0))
-    assert "No canary is in flight" in shell.refused(*ROUTE, "rollback")
-    shell.canary(*ROUTE, "rollback", "1")
-    assert shell.cluster().route_shares(ROUTE[1]) == {"1": 100}
+def test_promote_checks_the_canary_of_a_route() -> None:
+    """Whose pods are gone is not made the stable one."""
+    cluster = with_route(weight=10)
+    cluster.broken = ["2"]
+    canary = f"{NAME}-canary-predictor"
+    cluster.objects[f"replicaset/{canary}-00001"]["status"]["availableReplicas"] = 0
+    cluster.step()
+    one = session(cluster, ROUTE)
+    assert "pods of version 2; it has 0" in one.refused("promote")
+    assert steps(one) == []
 
 
-def test_a_route_refuses_what_makes_no_sense(shell: Shell) -> None:
-    """A second canary; widening or promoting none; a route without two weighted backends."""
-    shell.begin(with_route(weight=10))
-    assert "A canary is in flight" in shell.refused(*ROUTE, "start", "3", "10")
+@pytest.mark.parametrize("patches", [1, 2])
+def test_a_rollback_repairs_the_stable_spec(patches: int) -> None:
+    """A promotion was cut off after its first change, or its second: the version that was stable before comes back."""
+    one = session(with_route(weight=10), ROUTE)
+
+    def die(model: Model) -> None:
+        if len(model.patches) == patches:
+            raise Killed
+
+    one.model.after_patch = die
+    with pytest.raises(Killed):
+        one.run("promote")
+    one.model.after_patch = lambda model: None
+    one.run(*(["rollback"] if patches == 1 else ["rollback", "1"]))
+    one.model.cluster.settle()
+    assert one.model.cluster.route_shares(ROUTE) == {"1": 100}
+    assert version_of(one.model.cluster.service()["spec"]["predictor"]) == "1"
+
+
+def test_a_rollback_by_the_weights_of_a_route() -> None:
+    """Before the promotion it is one patch; after it, the version to go back to is named and must be said."""
+    one = session(with_route(weight=10), ROUTE)
+    one.run("rollback")
+    assert one.model.cluster.route_shares(ROUTE) == {"1": 100}
+    assert len(one.model.patches) == 1
+    two = session(with_route(weight=10), ROUTE)
+    two.run("promote")
+    assert "Next: `rollback 1`." in two.refused("rollback")
+    two.run("rollback", "1")
+    assert two.model.cluster.route_shares(ROUTE) == {"1": 100}
+
+
+def test_a_route_that_no_gateway_goes_by_splits_nobody() -> None:
+    """Its weights say 90 and 10, and every request is a 404."""
     cluster = with_route(weight=0)
-    shell.begin(cluster)
-    assert "No canary is in flight" in shell.refused(*ROUTE, "widen", "50")
-    assert "No canary is in flight" in shell.refused(*ROUTE, "promote")
-    del cluster.objects[f"httproute/{ROUTE[1]}"]["spec"]["rules"][-1]
-    shell.begin(cluster)
-    assert "no rule with two weighted backends" in shell.refused(*ROUTE, "status")
+    route = cluster.objects[f"httproute/{ROUTE}"]
+    route["spec"]["parentRefs"] = []
+    cluster.settle()
+    why = session(cluster, ROUTE).refused("start", "2", "10")
+    assert f"a gateway goes by route {ROUTE} (it has no parent)" in why
+    assert "nobody is split by it" in why
 
 
-def test_the_scripts_are_executable() -> None:
-    """Every script that the documentation calls by its path."""
-    for name in ("canary.sh", "deploy.sh", "smoke.sh"):
-        assert (ROOT / "scripts" / name).stat().st_mode & 0o111
+def test_a_change_over_by_hand_is_understood() -> None:
+    """Everything goes to the second service: it is promoted or rolled back, and no other canary starts."""
+    one = session(with_route(weight=100), ROUTE)
+    assert "as after a change-over by hand" in one.refused("start", "3", "10")
+    one.run("promote")
+    assert one.model.cluster.route_shares(ROUTE) == {"2": 100}
+    assert version_of(one.model.cluster.service()["spec"]["predictor"]) == "2"
+
+
+def test_a_route_refuses_what_makes_no_sense() -> None:
+    """A second canary; widening or promoting none; a route without two weighted backends."""
+    assert "A canary is in flight" in session(with_route(weight=10), ROUTE).refused("start", "3", "10")
+    assert "No canary is in flight" in session(with_route(), ROUTE).refused("widen", "50")
+    assert "No canary is in flight" in session(with_route(), ROUTE).refused("promote")
+    cluster = with_route()
+    del cluster.objects[f"httproute/{ROUTE}"]["spec"]["rules"][-1]
+    assert "no rule with two weighted backends" in session(cluster, ROUTE).refused("promote")
+
+
+# -- whatever happens -----------------------------------------------------------------------------------------------
+
+WORDS = ["start 2 10", "start 3 20", "start 9 10", "widen 50", "widen 99", "promote", "rollback", "rollback 1"]
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_version_that_never_had_a_ready_pod_never_gets_a_share(seed: int) -> None:
+    """Whatever is typed, wherever it is cut off, and however far the controllers are; version 9 exists nowhere. And nothing
+    has more than the one percent at which it gets its pods back while it has none."""
+    dice = random.Random(seed)
+    cluster = running("1")
+    cluster.broken = ["9"]
+    one = session(cluster, timeout=20)
+    one.model.each_look = check
+    for _ in range(8):
+        cluster.dead = dice.random() < 0.1
+        one.model.after_patch = dying(dice)
+        with suppress(Failed, Killed):
+            one.run(*dice.choice(WORDS).split())
+        check(one.model)
+        for _ in range(dice.randrange(4)):
+            cluster.step()
+            check(one.model)
+    cluster.dead = False
+    cluster.settle()
+    check(one.model)
+
+
+def dying(dice: random.Random) -> Any:
+    left = dice.randrange(1, 8)
+
+    def after(model: Model) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    return after
+
+
+def check(model: Model) -> None:
+    shares = model.cluster.shares()
+    assert "9" not in shares
+    assert sum(shares.values()) == 100
+    traffic = model.cluster.service()["status"]["components"]["predictor"]["traffic"]
+    for name, revision in model.cluster.revisions(NAME).items():
+        if sum(entry["percent"] for entry in traffic if entry["revisionName"] == name) > 1:
+            assert revision["status"]["actualReplicas"] > 0
+
+
+# -- the tape -------------------------------------------------------------------------------------------------------
+
+TAPE = ROOT.parent / "shared" / "kubernetes" / "canary-tape.json"
+needs_tape = pytest.mark.skipif(not TAPE.exists(), reason=f"no recording of a cluster is at hand ({TAPE.parent})")
+
+
+def scenes() -> list[dict[str, Any]]:
+    tape: list[dict[str, Any]] = json.loads(TAPE.read_text()) if TAPE.exists() else []
+    return tape
+
+
+def recorded(state: dict[str, Any]) -> knative.Service:
+    """A recorded state as the verbs see it."""
+    names = ("latestCreatedRevision", "latestReadyRevision", "latestRolledoutRevision", "previousRolledoutRevision")
+    shares = (knative.Share(t["revisionName"], t["percent"], bool(t.get("latestRevision"))) for t in state["traffic"])
+    revisions = (
+        knative.Revision(r["name"], r["version"], r["ready"] == "True", r["actualReplicas"], r["desiredReplicas"])
+        for r in state["revisions"]
+    )
+    return knative.Service(
+        NAME, "Knative", state["version"], "/spec/predictor/containers/0/env/1", state["percent"],
+        *(state[name] or "" for name in names), tuple(shares), tuple(revisions),
+    )  # fmt: skip
+
+
+@needs_tape
+def test_the_model_goes_through_the_states_of_the_tape() -> None:
+    """Every state of a service's status that was recorded comes, in that order, in the model too: with the controllers as far
+    as they were when the next patch came, or one pass further."""
+    cluster = Cluster()
+    for scene in scenes():
+        played = (play(cluster, scene, passes) for passes in (0, 1))
+        cluster = next((after for after in played if after is not None), Cluster())
+        assert cluster.objects, scene["step"]
+
+
+def play(cluster: Cluster, scene: dict[str, Any], passes: int) -> Cluster | None:
+    """The cluster at the scene's last state; None if it does not come to that through all others."""
+    after = Cluster(deepcopy(cluster.objects), ["99"])
+    for _ in range(passes):
+        after.step()
+    if scene["step"].startswith("applied"):
+        after = Cluster(broken=["99"])
+        after.apply(manifest())
+    elif scene["patch"]:
+        after.apply(apply_patch(after.service(), *scene["patch"]))
+    expected = distinct([status(recorded(state)) for state in scene["states"]])
+    for _ in range(12):
+        if expected[0] == seen(after):
+            expected.pop(0)
+        if not expected:
+            return after
+        after.step()
+    return None
+
+
+def seen(cluster: Cluster) -> Any:
+    service = knative.observe(cluster.service(), [*cluster.revisions(NAME).values()])
+    return status(service)
+
+
+def status(service: knative.Service) -> Any:
+    return service.created, service.ready, service.rolled_out, service.previous, service.traffic
+
+
+def distinct(found: list[Any]) -> list[Any]:
+    return [each for i, each in enumerate(found) if i == 0 or found[i - 1] != each]
+
+
+@needs_tape
+@pytest.mark.parametrize("scene", scenes(), ids=lambda scene: scene["step"])
+def test_no_decision_from_a_recorded_state_moves_traffic_to_what_is_not_there(scene: dict[str, Any]) -> None:
+    """Only what is ready and has its pods is widened, promoted, or given everything back."""
+    for state in scene["states"]:
+        service = recorded(state)
+        newest = service.newest
+        assert newest is not None
+        for decision in (knative.widen(service, 77, begun=False), knative.promote(service, begun=False)):
+            if isinstance(decision, knative.Patch):
+                assert (newest.version, newest.complete, service.ready) == (service.version, True, newest.name)
+                assert service.traffic == service._due
+        back = knative.roll_back(service, None, begun=False)
+        if isinstance(back, knative.Patch) and {"op": "add", "path": knative.PERCENT, "value": 0} in back.operations:
+            good = service.revision(service.rolled_out)
+            assert good is not None
+            assert good.pods > 0
+            assert good.version != service.version
+
+
+@needs_tape
+def test_the_recorded_ends_are_the_ends_of_the_verbs() -> None:
+    """The last state of each step is where the verb that makes it stops."""
+    ends = {
+        "start 2 at 10 %": lambda s: knative.start(s, "2", 10, begun=True),
+        "widen to 50 %": lambda s: knative.widen(s, 50, begun=True),
+        "promote": lambda s: knative.promote(s, begun=True),
+        "percent removed": lambda s: knative.roll_back(s, None, begun=True),
+        "rollback: percent removed": lambda s: knative.roll_back(s, None, begun=True),
+    }
+    played = [(ends[scene["step"]], scene["states"]) for scene in scenes() if scene["step"] in ends]
+    for verb, states in played:
+        assert isinstance(verb(recorded(states[-1])), knative.Done)
+        earlier = (recorded(state) for state in states if status(recorded(state)) != status(recorded(states[-1])))
+        assert not any(isinstance(verb(state), knative.Done) for state in earlier)
+    assert len(played) >= 8

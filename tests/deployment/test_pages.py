@@ -58,7 +58,7 @@ SECTIONS = [
     ("Widen", canary, {"2": 50, "1": 50}),
     ("Promote", canary, {"2": 100}),
     ("Roll back", canary, {"1": 100}),
-    ("Roll back", lambda: running("1", "2"), {"1": 100}),
+    ("Roll back after a promotion", lambda: running("1", "2"), {"2": 99, "1": 1}),
 ]
 
 
@@ -71,6 +71,16 @@ def test_the_commands_of_a_section_do_what_it_says(
     [block] = blocks("deployment.md", heading)
     run(shell, block)
     assert shell.shares() == shares
+
+
+def test_after_a_promotion_the_old_revision_has_its_pods_before_it_has_everything(shell: Shell) -> None:
+    """The commands of both sections, one after the other."""
+    shell.begin(running("1", "2"))
+    run(shell, blocks("deployment.md", "Roll back after a promotion")[0])
+    [revision, *_] = shell.cluster_as_it_is().revisions("predictive-maintenance").values()
+    assert (revision["status"]["actualReplicas"], shell.shares()) == (2, {"2": 99, "1": 1})
+    run(shell, blocks("deployment.md", "Roll back")[0])
+    assert shell.shares() == {"1": 100}
 
 
 def test_the_commands_of_a_roll_back_never_give_the_rejected_version_anything(shell: Shell) -> None:
@@ -160,7 +170,7 @@ def check_script(program: str, words: list[str]) -> None:
         if word.startswith("--") and word != "--":
             assert word in known, word
     if program == "scripts/canary.sh":
-        assert any(f"] {word} " in usage or f"] {word}\n" in usage for word in words), words
+        assert any(f"\n  {word} " in usage for word in words), words
 
 
 def test_what_is_read_from_the_status_is_there(shell: Shell, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Moving traffic to a version in steps, and back: what is observed of a cluster, and what follows from it."""

@@ -1,0 +1,158 @@
+"""The cluster, asked and changed by the user's own `kubectl`: their context, their rights."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serving.rollout import knative, route
+from serving.rollout.decisions import Patch
+
+#: One command: kubectl's own timeout, and what ends it if that does not.
+REQUEST_SECONDS, COMMAND_SECONDS = 20, 30
+#: Pods that are looked at for a reason.
+MOST_PODS = 5
+Json = Mapping[str, Any]
+
+
+class ClusterError(Exception):
+    """The cluster did not do what it was asked; the text is kubectl's own."""
+
+
+class Rejected(ClusterError):
+    """A patch was not applied; nothing of it was."""
+
+
+class Cluster(Protocol):
+    """What the verbs need of a cluster: Kubernetes by `kubectl`, or a model of it."""
+
+    def service(self, name: str) -> knative.Service:
+        """An InferenceService with its revisions. Raises ClusterError."""
+        ...
+
+    def route(self, name: str) -> route.Route:
+        """A weighted route with what is behind it. Raises ClusterError or NoSplit."""
+        ...
+
+    def patch(self, patch: Patch) -> None:
+        """Changes an object. Raises Rejected."""
+        ...
+
+    def why(self, selector: str) -> str:
+        """Why the pods with that label are not ready: a reason and a last line of a log, or nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kubectl:
+    """`kubectl` on the PATH, in one namespace."""
+
+    namespace: str
+
+    def service(self, name: str) -> knative.Service:
+        """One question for the service, one for its revisions."""
+        found = self._get(f"inferenceservice/{name}")
+        return knative.observe(found, self._list("revisions.serving.knative.dev", _of(name)))
+
+    def route(self, name: str) -> route.Route:
+        """The route, and for each of its backends the service, the Deployment and its ReplicaSets."""
+        found = self._get(f"httproute/{name}")
+        backends = route.names(found)
+        with ThreadPoolExecutor(4) as pool:
+            services = list(pool.map(lambda n: self._get(f"inferenceservice/{n.removesuffix('-predictor')}"), backends))
+            deployments = list(pool.map(self._deployment, backends))
+            sets = list(pool.map(lambda n: self._list("replicasets", _of(n.removesuffix("-predictor"))), backends))
+        known = {name: found for name, found in zip(backends, deployments, strict=True) if found is not None}
+        return route.observe(found, dict(zip(backends, services, strict=True)), known, [s for own in sets for s in own])
+
+    def _deployment(self, name: str) -> Json | None:
+        found: Json = json.loads(self._run("get", f"deployment/{name}", "--ignore-not-found", "-o", "json") or "null")
+        return found
+
+    def patch(self, patch: Patch) -> None:
+        """A JSON patch."""
+        try:
+            self._run(*self._patching(patch))
+        except ClusterError as error:
+            raise Rejected(str(error)) from error
+
+    def shown(self, patch: Patch) -> str:
+        """The command of a patch, as it can be pasted."""
+        return shlex.join(["kubectl", *self._patching(patch), "-n", self.namespace])
+
+    def _patching(self, patch: Patch) -> Sequence[str]:
+        return "patch", patch.target, "--type=json", "-p", json.dumps(list(map(dict, patch.operations)))
+
+    def why(self, selector: str) -> str:
+        """Of the first pod that is not ready."""
+        try:
+            pods = self._list("pods", selector)
+        except ClusterError as error:
+            return f"its pods cannot be read: {error}"
+        for pod in pods[:MOST_PODS]:
+            if said := reason_of(pod):
+                line = self._last_line(pod["metadata"]["name"])
+                return f"pod {pod['metadata']['name']}: {said}" + (f"; its last line: {line}" if line else "")
+        return "" if pods else "it has no pod"
+
+    def _last_line(self, pod: str) -> str:
+        try:
+            return self._run("logs", f"pod/{pod}", "--tail=1", "--all-containers=true").strip()[-500:]
+        except ClusterError:
+            return ""
+
+    def _get(self, what: str) -> Json:
+        found: Json = json.loads(self._run("get", what, "-o", "json"))
+        return found
+
+    def _list(self, kind: str, selector: str) -> list[Json]:
+        found: list[Json] = json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"]
+        return found
+
+    def _run(self, *words: str) -> str:
+        command = ["kubectl", *words, "-n", self.namespace, f"--request-timeout={REQUEST_SECONDS}s"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)  # noqa: S603
+        except FileNotFoundError:
+            raise ClusterError("There is no kubectl on the PATH.") from None
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"`kubectl {words[0]}` did not answer within {COMMAND_SECONDS} seconds.") from None
+        if done.returncode:
+            raise ClusterError(done.stderr.strip()[-1000:] or f"`kubectl {words[0]}` failed.")
+        return done.stdout
+
+
+def _of(service: str) -> str:
+    return f"serving.kserve.io/inferenceservice={service}"
+
+
+def reason_of(pod: Json) -> str:
+    """Why a pod is not ready: what its containers wait for or ended with, or what keeps it from a node; nothing if it is."""
+    status = pod.get("status", {})
+    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+        state = container.get("state", {})
+        waiting, ended = (
+            state.get("waiting"),
+            state.get("terminated") or container.get("lastState", {}).get("terminated"),
+        )
+        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return _said(waiting)
+        if ended and not container.get("ready"):
+            return _said(ended)
+    conditions = {each["type"]: each for each in status.get("conditions", [])}
+    if conditions.get("PodScheduled", {}).get("status") == "False":
+        return _said(conditions["PodScheduled"])
+    return (
+        ""
+        if conditions.get("Ready", {}).get("status") == "True"
+        else f"{status.get('phase', 'unknown')}, not ready yet"
+    )
+
+
+def _said(state: Json) -> str:
+    return ": ".join(filter(None, [state.get("reason", ""), state.get("message", "")[:300]]))
