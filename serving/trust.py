@@ -68,6 +68,8 @@ def _code(model: MLmodel) -> Iterator[str]:
     onnx = model.flavor("onnx")
     if _options_of_onnxruntime(onnx):
         yield "the onnx flavour sets options of onnxruntime, which may load libraries: set allow_code to load it"
+    if flavor_of(model) == "pytorch":
+        yield from _evaluated(model)
 
 
 def _onnx(model: MLmodel) -> Iterator[str]:
@@ -135,6 +137,18 @@ def _pytorch(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
         yield from pt2_reasons(model)
     elif not allow_pickle:
         yield "the model is saved as pickle, which runs code when it is loaded: set allow_pickle to load it"
+
+
+def _evaluated(model: MLmodel) -> Iterator[str]:
+    """PyTorch evaluates texts of an exported program, at load and at the first call."""
+    try:
+        from serving.runtimes.pytorch import pt2_code
+    except ImportError:
+        return  # nothing is loaded then, and `_pytorch` says so
+    found = sorted(pt2_code(model)) if _exported(model) else []
+    if found:
+        where = ", ".join(found)[:200]
+        yield f"the pt2 archive has text that PyTorch would run as code (in {where}): set allow_code to load it"
 
 
 def _exported(model: MLmodel) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 
 import torch
 
+from registry.errors import InvalidModel
+
 log = logging.getLogger("headway.pytorch")
+#: PyTorch's loader keeps what it does in a global, and fails if a second one begins meanwhile.
+_alone, LONGEST_WAIT = threading.Lock(), 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,17 @@ class BatchSize:
 
 def load_exported(file: Path, device: torch.device) -> tuple[Any, BatchSize]:
     """The network on its device, and its batches."""
-    program = torch.export.load(file)
-    if device.type != "cpu":
-        from torch.export.passes import move_to_device_pass
+    if not _alone.acquire(timeout=LONGEST_WAIT):
+        raise InvalidModel("another exported network has been loading for ten minutes, and PyTorch loads one at a time")
+    try:
+        program = torch.export.load(file)
+        if device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, device)
-    return program.module(), batch_size(program)
+            program = move_to_device_pass(program, device)
+        return program.module(), batch_size(program)
+    finally:
+        _alone.release()
 
 
 def batch_size(program: Any) -> BatchSize:

@@ -16,6 +16,7 @@ from registry.mlmodel import MLmodel
 from registry.pyfunc import add_code
 from serving.configuration import Configuration
 from serving.examples import blank_rows, example_rows
+from serving.pt2.archive import broken, code_in
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.exported import BatchSize, load_exported
 from serving.runtimes.interpret import Interpretation
@@ -161,10 +162,12 @@ def _folder(model: MLmodel) -> Path:
 
 
 def pt2_reasons(model: MLmodel) -> Iterator[str]:
-    """Why the archive must not be loaded; nothing if it may."""
-    from registry.archives import check_pt2
+    """Why the archive must not be loaded, whatever is allowed; nothing if it may."""
+    why = broken(_pt2(model))
+    if why is not None:
+        yield why
 
-    try:
-        check_pt2(_pt2(model))
-    except InvalidModel as error:
-        yield str(error)
+
+def pt2_code(model: MLmodel) -> Iterator[str]:
+    """The texts of the archive that PyTorch would evaluate and that are not what its exporter writes, by their keys."""
+    yield from code_in(_pt2(model))
