@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from serving.errors import QueueFull
 from serving.waiting import HIGH, LOW, NORMAL, Priority
@@ -31,17 +32,29 @@ class BatchingLimits:
     client_priority: bool = False
 
 
+class Queue(Protocol):
+    """Who waits. `depth` are the rows in line, `beyond` those of long requests outside, `outside` as many of these as count."""
+
+    depth: int
+    beyond: int
+
+    @property
+    def outside(self) -> int:
+        """Without the one that nobody was before."""
+        ...
+
+
 class Admission:
     """The door of one queue. It knows the pace of the runtime: how long a full batch takes, from start to last answer."""
 
-    __slots__ = ("_bounds", "_concurrency", "_full_seconds", "_most", "_share", "free")
+    __slots__ = ("_bounds", "_chunk", "_concurrency", "_full_seconds", "_most", "_share", "free")
 
     def __init__(self, limits: BatchingLimits, most: int, full_seconds: float) -> None:
         """`full_seconds` is what a batch of `most` rows took at warm-up."""
         watermark = limits.max_queue * limits.high_watermark
         self._bounds = {HIGH: limits.max_queue, NORMAL: watermark, LOW: watermark / 2}
         self._concurrency, self._most, self._full_seconds = limits.concurrency, most, full_seconds
-        self._share = TRUST
+        self._share, self._chunk = TRUST, limits.max_rows
         #: so many rows may wait before `check` can refuse anybody
         self.free = min(most, self._bounds[LOW])
 
@@ -64,22 +77,36 @@ class Admission:
         elif seconds > full:
             self._full_seconds += NEWEST * (seconds - full)
 
-    def check(self, depth: int, rows: int, deadline: float | None, priority: Priority) -> None:
-        """Raises QueueFull for rows that must not join the `depth` rows that wait; an empty queue takes any.
+    def check(self, queue: Queue, rows: int, deadline: float | None, priority: Priority) -> None:
+        """Raises QueueFull for rows that must not join those that wait; an empty queue takes any.
 
         High priority is taken in until the queue is full, normal until its watermark, low until half of that. High priority
         does not wait for the others, so what it has before it is not counted against its deadline. Nor is what the next batch
         has room for: small batches would cost more than the few that come too late.
         """
+        depth = queue.depth
         if depth == 0:
             return
-        if depth + rows > self._bounds[priority]:
+        if rows > self._chunk:
+            depth = self._check_long(queue, rows, priority)
+        elif depth + rows > self._bounds[priority]:
             raise self._shed("The model's queue is over its high watermark; try again later.", depth)
         if deadline is None or priority is HIGH or depth + rows <= self._most:
             return
         seconds = self._seconds(depth + rows) + self._full_seconds  # the batch that runs now has to end first
         if seconds > self._share * (deadline - time.monotonic()):
             raise self._shed("The model's queue is longer than the request has time for; try again later.", depth)
+
+    def _check_long(self, queue: Queue, rows: int, priority: Priority) -> int:
+        """A request that runs in chunks takes room in line for one of them, and outside for the others. Returns how many rows
+        run before its last one: those in line, and of what waits outside as much as it has itself."""
+        bound, beyond = self._bounds[priority], rows - self._chunk
+        ahead = queue.depth + min(queue.beyond, beyond)
+        if queue.depth + self._chunk > bound:
+            raise self._shed("The model's queue is over its high watermark; try again later.", ahead)
+        if rows > bound or queue.outside + beyond > bound:
+            raise self._shed("The model's queue has no room for so long a request now; try again later.", ahead)
+        return ahead
 
     def _seconds(self, rows: int) -> float:
         """How long so many rows keep the runtime busy."""

@@ -2,7 +2,7 @@
 
 A batch starts the moment the runtime is free: requests of one loop tick coalesce without a timer, and while a batch
 runs the next one forms. `max_wait` may hold a batch that is not full. It counts rows, not requests; a long request
-runs in chunks of `max_rows` and is answered whole.
+runs in chunks of `max_rows`, between the batches of others, and is answered whole.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Batcher:
         self.used = 0.0
         self._hang_seconds, self._overdue = hang_seconds, overdue
         self._threads = Threads(limits.concurrency, hang_seconds, overdue, lost, given_up)
-        self._queue = Waiting(self._too_late)
+        self._queue = Waiting(self._too_late, limits.max_rows)
         self._waiting: set[Item] = set()
         self._expiry: asyncio.TimerHandle | None = None
         self._expires = math.inf
@@ -83,7 +83,7 @@ class Batcher:
     @property
     def depth(self) -> int:
         """Rows that wait."""
-        return self._queue.depth
+        return self._queue.depth + self._queue.beyond
 
     async def predict(self, arrays: Arrays, rows: int, want: Want, deadline: float | None) -> tuple[Outputs, float]:
         """What `submit` promises, awaited: the outputs, and the seconds that their batch took in the runtime."""
@@ -115,7 +115,7 @@ class Batcher:
         if self._queue.depth >= self.most and self._on_loop and not self.running:
             self._turns.at_once(self)
         if self._queue.depth + rows > self._admission.free:
-            self._admission.check(self._queue.depth, rows, deadline, priority)
+            self._admission.check(self._queue, rows, deadline, priority)
         item = Item(arrays, rows, want, deadline, time.monotonic(), done, priority)
         if deadline is not None:
             if deadline <= item.enqueued:
@@ -135,7 +135,7 @@ class Batcher:
 
     def knock(self, deadline: float | None) -> None:
         """Raises QueueFull if not one row of normal priority would be taken in: nothing need be decoded then."""
-        self._admission.check(self._queue.depth, 1, deadline, NORMAL)
+        self._admission.check(self._queue, 1, deadline, NORMAL)
 
     def extend(self, item: Item, deadline: float | None) -> None:
         """Somebody else waits for the item too, until `deadline`."""
@@ -197,7 +197,10 @@ class Batcher:
         self._late(item, "The request's deadline passed before the model could run.")
 
     def _late(self, item: Item, why: str) -> None:
-        self._admission.late()
+        if (
+            item.rows <= self._limits.max_rows
+        ):  # a longer one was taken in whatever is expected, and says nothing of others
+            self._admission.late()
         self._settle(item, DeadlineExceeded(why))
 
     def _expire_at(self, deadline: float) -> None:

@@ -211,7 +211,8 @@ class ResponseCache:
         work, wait.done = wait.work, None
         if wait.timer is not None:
             wait.timer.cancel()
-        self._waiting -= wait.rows
+        if wait.outcome == "hit":
+            self._waiting -= wait.rows
         del work.waits[wait]
         if not work.waits:
             self._end(work)
@@ -226,7 +227,7 @@ class ResponseCache:
         return work
 
     def _join(self, work: Work, rows: int, deadline: float | None) -> None:
-        if self._waiting + rows > self._max_waiting:
+        if self._waiting and self._waiting + rows > self._max_waiting:
             raise QueueFull("Too many requests wait for the model's answer to the same rows; try again later.", 1)
         assert work.item is not None
         self._batcher.extend(work.item, deadline)
@@ -238,7 +239,8 @@ class ResponseCache:
             wait.timer = asyncio.get_running_loop().call_later(delay, self._expire, wait)
             wait.deadline = deadline
         wait.work.waits[wait] = None
-        self._waiting += wait.rows
+        if wait.outcome == "hit":
+            self._waiting += wait.rows
         self._asked(wait.outcome)
         return wait
 

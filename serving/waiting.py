@@ -28,20 +28,36 @@ HIGH, NORMAL, LOW = Priority  # looking members up by their class is slow
 class Waiting:
     """High goes before normal, normal before low, each in order of arrival; every fourth batch is by arrival alone.
 
-    `depth` is the number of rows. `late` is told of each request whose deadline has passed when its turn has come.
+    A request of more than `chunk` rows stands in its line with so many of them, and goes to its end whenever it has had a
+    batch of its own: whoever waits has one long request's batch before it, not all of them. `depth` is the number of rows in
+    the lines, `beyond` that of the rows that wait outside. `late` is told of each request whose deadline has passed when its
+    turn has come.
     """
 
-    __slots__ = ("_high", "_late", "_low", "_mixed", "_normal", "depth")
+    __slots__ = ("_chunk", "_first", "_high", "_late", "_low", "_mixed", "_normal", "beyond", "depth")
 
-    def __init__(self, late: Callable[[Item], None]) -> None:
+    def __init__(self, late: Callable[[Item], None], chunk: int) -> None:
         self._high, self._normal, self._low = Line(), Line(), Line()
-        self._late = late
+        self._late, self._chunk = late, chunk
         self._mixed = 0
-        self.depth = 0
+        self.depth = self.beyond = 0
+        self._first: Item | None = None
+
+    @property
+    def outside(self) -> int:
+        """The rows that wait outside, without those of the long request that nobody was before: it takes no room from others."""
+        first = self._first
+        return self.beyond - (0 if first is None else max(0, first.rows - first.taken - self._chunk))
 
     def add(self, item: Item) -> None:
         """The last in its line."""
-        self.depth += item.rows
+        rows = item.rows
+        if rows > self._chunk:
+            if self.depth == 0:
+                self._first = item
+            self.beyond += rows - self._chunk
+            rows = self._chunk
+        self.depth += rows
         if item.priority is NORMAL:
             self._normal.append(item)
         else:
@@ -50,11 +66,22 @@ class Waiting:
     def drop(self, item: Item) -> None:
         """What has not been taken of the item never will be. Where nobody is left, nothing is kept of those who went."""
         if item.taken < item.rows:
-            self.depth -= item.rows - item.taken
-            item.taken = item.rows
+            self._count(item, item.rows - item.taken)
             if self.depth == 0:
                 for line in (self._high, self._normal, self._low):
                     line.clear()
+
+    def _count(self, item: Item, rows: int) -> None:
+        """So many rows of the item wait no more: first those outside, which others of it have moved up for."""
+        beyond = item.rows - item.taken - self._chunk
+        item.taken += rows
+        if beyond > 0:
+            moved = min(rows, beyond)
+            self.beyond -= moved
+            rows -= moved
+        self.depth -= rows
+        if item is self._first and item.taken == item.rows:
+            self._first = None
 
     def first(self) -> float:
         """When the first of those who wait arrived, in monotonic seconds."""
@@ -92,10 +119,15 @@ class Waiting:
             if count > room:
                 count = room
             slices.append(Slice(item, item.taken, item.taken + count))
-            item.taken += count
             room -= count
             most -= 1
-            self.depth -= count
+            if item.rows > self._chunk:
+                self._count(item, count)
+            else:
+                item.taken += count
+                self.depth -= count
             if item.taken == item.rows:
                 line.popleft()
+            elif item.rows > self._chunk and len(slices) == 1:
+                line.rotate(-1)
         return room

@@ -1,6 +1,7 @@
 """Who is still taken in: tables of a queue's depth, its pace, and the time that a request has."""
 
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -11,10 +12,25 @@ from serving.waiting import Priority
 HIGH, NORMAL, LOW = Priority
 
 
-def admitted(admission: Admission, depth: int, rows: int, seconds: float | None, priority: Priority = NORMAL) -> bool:
+@dataclass
+class Line:
+    """So many rows in line, and outside; `first` of these are of the long request that nobody was before."""
+
+    depth: int
+    beyond: int = 0
+    first: int = 0
+
+    @property
+    def outside(self) -> int:
+        return self.beyond - self.first
+
+
+def admitted(
+    admission: Admission, depth: int | Line, rows: int, seconds: float | None, priority: Priority = NORMAL
+) -> bool:
     deadline = None if seconds is None else time.monotonic() + seconds
     try:
-        admission.check(depth, rows, deadline, priority)
+        admission.check(Line(depth) if isinstance(depth, int) else depth, rows, deadline, priority)
     except QueueFull:
         return False
     return True
@@ -51,6 +67,34 @@ def test_what_cannot_be_answered_in_time_is_shed_at_once(
     assert admitted(admission, depth, 1, seconds) is fits
     assert admitted(admission, depth, 1, seconds, HIGH)
     assert admitted(admission, depth, 1, None)
+
+
+@pytest.mark.audit("37")
+@pytest.mark.parametrize(
+    ("line", "rows", "fits"),
+    [
+        (Line(32, 60_000, 60_000), 1, True), (Line(32, 60_000, 60_000), 100, True), (Line(64, 60_068, 60_000), 32, True),
+        (Line(32), 800, True), (Line(32), 801, False),  # longer than the watermark: when nobody waits
+        (Line(64, 700), 132, True), (Line(64, 700), 133, False), (Line(768), 33, True), (Line(769), 33, False),
+        (Line(800), 1, False),
+    ],
+)  # fmt: skip
+def test_a_long_request_takes_room_for_one_of_its_chunks(line: Line, rows: int, fits: bool) -> None:
+    """The rest of it waits outside, where there is room for as many rows as the watermark, and for one request of any length."""
+    admission = Admission(BatchingLimits(max_queue=1000, high_watermark=0.8), 32, 0.0)
+    assert admitted(admission, line, rows, None) is fits
+
+
+@pytest.mark.audit("37")
+def test_what_a_long_request_can_expect() -> None:
+    """It shares the model with the long ones before it: each of its chunks waits for one of theirs."""
+    admission = Admission(BatchingLimits(max_queue=10_000), 32, 1.0)
+    assert admitted(
+        admission, Line(32, 60_000, 60_000), 320, 25
+    )  # of ten chunks each behind another, and two batches more
+    assert not admitted(admission, Line(32, 60_000, 60_000), 320, 22)
+    assert admitted(admission, Line(32, 32), 320, 17)
+    assert not admitted(admission, Line(32, 32), 320, 15)
 
 
 def test_one_that_was_late_makes_cautious() -> None:
@@ -98,5 +142,5 @@ def test_retry_after_is_the_time_to_drain(depth: int, concurrency: int, seconds:
     """In whole seconds, one at least."""
     limits = BatchingLimits(max_queue=1, concurrency=concurrency)
     with pytest.raises(QueueFull) as shed:
-        Admission(limits, 32, 10.0).check(depth, 1, None, NORMAL)
+        Admission(limits, 32, 10.0).check(Line(depth), 1, None, NORMAL)
     assert shed.value.retry_after == seconds

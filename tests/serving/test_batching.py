@@ -159,18 +159,24 @@ async def test_an_expired_row_is_never_computed() -> None:
 
 
 async def test_over_the_watermark_a_request_is_shed_at_once() -> None:
-    """Shed before the queue is full, with the seconds until it drains; a long request passes an empty queue."""
+    """Shed before the queue is full, with the seconds until it drains; a long request passes an empty queue, and no other
+    like it while it waits."""
     runtime = Doubler()
     runtime.gate.clear()
     b = batcher(runtime, max_queue=100, high_watermark=0.8)
     long = asyncio.create_task(ask(b, [1.0] * 300))
     await until(lambda: runtime.running)
     assert b.depth == 300 - 32
+    with pytest.raises(QueueFull):
+        await ask(b, [1.0] * 300)
+    others = [asyncio.create_task(ask(b, [1.0])) for _ in range(80 - 32)]
+    await until(lambda: b.depth == 300 - 32 + len(others))
     with pytest.raises(QueueFull) as shed:
         await ask(b, [1.0])
     assert shed.value.retry_after >= 1
     runtime.gate.set()
     assert await long == [2.0] * 300
+    assert await asyncio.gather(*others) == [[2.0]] * len(others)
     assert await ask(b, [1.0]) == [2.0]
     b.close()
 

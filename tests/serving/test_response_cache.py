@@ -193,13 +193,13 @@ async def test_those_who_share_are_bounded_too() -> None:
     """As many rows as may queue may wait for what others began; the next is shed, and room that is left can be taken."""
     asker = Asker(max_queue=4)
     asker.runtime.gate.clear()
-    waiting = [asker.ask(1.0) for _ in range(4)]
+    waiting = [asker.ask(1.0) for _ in range(5)]
     with pytest.raises(QueueFull):
         asker.ask(1.0)
-    waiting.pop(0).give_up()
+    waiting.pop(1).give_up()
     waiting.append(asker.ask(1.0))
     asker.runtime.gate.set()
-    assert [await question.answer() for question in waiting] == [[2.0]] * 4
+    assert [await question.answer() for question in waiting] == [[2.0]] * 5
     asker.batcher.close()
 
 
