@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextvars
 import logging
 import sys
+from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
+
+from monitoring.masking import masked
 
 #: The id of the request being answered, for every line written on its behalf.
 request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
@@ -20,6 +23,12 @@ class _RequestId(logging.Filter):
         return True
 
 
+class _Lines(JsonFormatter):
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        said: dict[str, Any] = masked(super().process_log_record(log_data))
+        return said
+
+
 def configure_logging(level: str, **facts: object) -> None:
     """Sends every logger of the process through one JSON handler; libraries speak from WARNING up.
 
@@ -28,7 +37,7 @@ def configure_logging(level: str, **facts: object) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RequestId())
     handler.setFormatter(
-        JsonFormatter(
+        _Lines(
             "%(asctime)s %(levelname)s %(name)s %(message)s",
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
             datefmt="%Y-%m-%dT%H:%M:%S%z",

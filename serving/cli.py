@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from monitoring.masking import masked
 from registry.errors import RegistryError
 from serving.commands import VERBS
 from serving.commands.base import CommandFailed
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except (SettingsError, CommandFailed, RegistryError) as error:
-        print(f"headway: {error}", file=sys.stderr)
+        print(f"headway: {masked(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
 
 

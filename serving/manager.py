@@ -33,6 +33,7 @@ from serving.lifecycle import (
     plan,
 )
 from serving.loading import Loaded, warm
+from serving.paths import without_folders
 from serving.predicting import LOST
 from serving.schema import shown
 from serving.servable import Room, Servable, Turn, VersionLoader, Watcher
@@ -211,16 +212,16 @@ class ModelManager:
         """One clause about what keeps the model from being READY, or from being what is aspired."""
         failed = next((s for s in reversed(self.servables) if s.state is State.FAILED), None)
         if failed is not None:
-            return f"version {failed.version.version} FAILED: {failed.reason}"
+            return f"version {failed.version.version} FAILED: {without_folders(failed.reason or '')}"
         coming = next((s for s in self.own if s.state in (State.LOADING, State.WARMING)), None)
         if coming is not None:
             return f"version {coming.version.version} is {coming.state}"
-        return self.problem or "the aspired version has not been loaded yet"
+        return without_folders(self.problem or "the aspired version has not been loaded yet")
 
     def trouble(self) -> str | None:
         """What keeps the model from serving what the registry says now, or None if nothing does."""
         if self.problem is not None:
-            return self.problem
+            return without_folders(self.problem)
         settled = self.current is not None and self.aspired[:1] == (self.current.version,)
         return None if settled else self.why()
 
@@ -352,7 +353,9 @@ class ModelManager:
         servable.due = time.monotonic() + backoff(servable.failures)
         self._enter(servable, State.FAILED, retry_in_seconds=backoff(servable.failures))
         number = servable.version.version
-        self.extras.failed(servable.version, error or NotReady(f"Version {number} of the model FAILED: {reason}."))
+        self.extras.failed(
+            servable.version, error or NotReady(f"Version {number} of the model FAILED: {without_folders(reason)}.")
+        )
         if servable.version in self.aspired or (answered and not self.aspired):
             self.turn.end(error or self.unready())
             if not self.stale:  # what the registry says when it answers may be another version

@@ -9,6 +9,7 @@ from typing import Any
 from registry.mlmodel import Column, Signature, Tensor
 from serving.lifecycle import State
 from serving.manager import ASLEEP, ModelManager
+from serving.paths import shown_reference, without_folders
 from serving.runtimes.base import DATATYPES as TENSOR_DATATYPES
 from serving.schema import tensor_name
 from serving.servable import Servable
@@ -35,7 +36,7 @@ def model_status(manager: ModelManager) -> dict[str, Any]:
         "platform": PLATFORM,
         "ready": current is not None,
         "state": leading.state if leading else State.NEW,
-        "uri": manager.uri,
+        "uri": shown_reference(manager.uri),
         "aspired": [version.version for version in manager.aspired],
         "alias": _alias(manager, current),
         "stage": facts.stage if facts else None,
@@ -66,7 +67,7 @@ def _reason(servable: Servable) -> str | None:
     process = servable.loaded.process if servable.loaded else None
     if process is not None and process.trouble is not None:
         return f"its process {process.trouble}; it is being started again"
-    return servable.reason
+    return None if servable.reason is None else without_folders(servable.reason)
 
 
 def _alias(manager: ModelManager, current: Servable | None) -> str | None:
@@ -129,7 +130,7 @@ def index(managers: Iterable[ModelManager], asleep: Iterable[str], *, only_ready
         for servable in manager.servables:
             state = "READY" if servable.state is State.READY else str(servable.state)
             if servable.state is State.READY or not only_ready:
-                rows.append(_row(manager.name, servable.version.version, state, servable.reason or ""))
+                rows.append(_row(manager.name, servable.version.version, state, without_folders(servable.reason or "")))
         if not manager.servables and not only_ready:
             rows.append(_row(manager.name, "", "UNAVAILABLE", manager.why()))
     if not only_ready:

@@ -77,3 +77,13 @@ def test_a_registry_over_tls(
             *words, MLFLOW_TRACKING_URI=mlflow_server.uri, MLFLOW_TRACKING_SERVER_CERT_PATH=str(certificate)
         )
         server.until_ready()
+
+
+@pytest.mark.audit("39")
+def test_a_password_in_the_registrys_address_is_told_nobody(headway: Callable[..., Server]) -> None:
+    """Neither when the registry does not answer, in the log and in the status, nor by a command."""
+    address = f"http://ops:s3cret-4711@127.0.0.1:{free_port()}"
+    server = headway("--model-uri", "models:/fraud@champion", MLFLOW_TRACKING_URI=address)
+    server.until(lambda: "registry does not answer" in server.log.read_text(), "told")
+    assert "http://***@127.0.0.1" in server.log.read_text()
+    assert "4711" not in server.log.read_text() + server.get("/v1/models/fraud").text

@@ -53,7 +53,7 @@ def test_what_the_storage_initializer_mounted_is_served_without_a_registry(
     assert (body["predictions"], body["model_version"]) == ([3.0], "m-1")
     status = server.status("sums")
     assert {key: status[key] for key in ("version", "uri", "run_id", "alias", "stage", "stale", "problem")} == {
-        "version": "m-1", "uri": str(mounted), "run_id": "r-1", "alias": None, "stage": None, "stale": False,
+        "version": "m-1", "uri": "models", "run_id": "r-1", "alias": None, "stage": None, "stale": False,
         "problem": None,
     }  # fmt: skip
     assert status["digest"].startswith("sha256:")
@@ -79,13 +79,17 @@ def test_the_trust_gate_is_the_same_for_a_folder(headway: Callable[..., Server],
     assert server.get("/ready").status_code == 503
 
 
+@pytest.mark.audit("39")
 def test_a_folder_that_is_not_there_yet_is_said_so(headway: Callable[..., Server], tmp_path: Path) -> None:
-    """The server waits for it and names it; it is no error of the registry."""
+    """The server waits for it and names it, callers without the way there; it is no error of the registry."""
     server = headway(
         STORAGE_URI=str(tmp_path / "models"), MODEL_NAME="late", MLFLOW_TRACKING_URI="",
         HEADWAY_REGISTRY__PINNED_POLL_SECONDS="0.2",
     )  # fmt: skip
-    server.until(lambda: "has no MLmodel file" in server.status("late")["error"], "missed")
+    server.until(lambda: "models has no MLmodel file" in server.status("late")["error"], "missed")
+    for route in ("/v1/models/late", "/v2/models/late/ready", "/v2/models/late"):
+        assert str(tmp_path) not in server.get(route).text
+    assert f"{tmp_path}/models has no MLmodel file" in server.log.read_text()
     assert server.metric("headway_registry_polls_total", model_name="late", outcome="error") is None
     save(tmp_path / "models", model_id="m-2")
     server.until_serves("m-2", "late")

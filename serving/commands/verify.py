@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from monitoring.masking import masked
 from serving.commands.base import Verb
 from serving.commands.fetching import Fetched, entry_flags, fetched
 
@@ -23,7 +24,7 @@ def _examine(one: Fetched) -> dict[str, Any]:
 
     verdict = judge(one.version, one.files, one.options)
     return {
-        "reference": one.reference, "version": one.version.uri, "source": one.version.source, "format": verdict.format,
+        "reference": one.reference, "version": one.version.uri, "source": masked(one.version.source), "format": verdict.format,
         "size_bytes": one.files.size, "digest": f"sha256:{one.files.digest}", "signature": str(verdict.signature),
         "loads": not verdict.reasons, "reasons": list(verdict.reasons),
     }  # fmt: skip

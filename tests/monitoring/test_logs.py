@@ -62,3 +62,26 @@ def test_libraries_speak_from_warning_up_and_traces_stay_in_one_line(lines: Line
     (line,) = lines()
     assert line["logger"] == "mlflow"
     assert "ValueError: what happened" in line["exc_info"]
+
+
+@pytest.mark.audit("39")
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("http://ops:s3cret@mlflow:5000/api failed", "http://***@mlflow:5000/api failed"),
+        ("postgresql+psycopg://ops:s3@cret@db/mlflow", "postgresql+psycopg://***@db/mlflow"),
+        ({"uri": ["https://s3cret@host"]}, {"uri": ["https://***@host"]}),
+        (ValueError("no answer of http://ops:s3cret@mlflow"), "no answer of http://***@mlflow"),
+        ("models:/fraud@champion, mail to ops@example", "models:/fraud@champion, mail to ops@example"),
+        (7, 7),
+    ],
+)
+def test_no_line_shows_the_login_of_an_address(lines: Lines, said: object, shown: object) -> None:
+    """In a fact, in the message, and in a trace."""
+    try:
+        raise ConnectionError(str(said))
+    except ConnectionError:
+        logging.getLogger("headway.test").exception("asked %s", said, extra={"fact": said})
+    (line,) = lines()
+    assert line["fact"] == shown
+    assert "cret" not in json.dumps(line)
