@@ -18,10 +18,16 @@ class Raised(Exception):
         self.kind, self.about_rows = kind, about_rows
 
 
+class Unfit(Exception):
+    """Rows of sizes that the signature leaves open, and that are none of the model's."""
+
+
 def about_rows(error: BaseException) -> bool:
     """Whether a library raised it of the values that it was to compute. Whoever asks again and hears the same may believe it."""
     if isinstance(error, Raised):
         return error.about_rows
+    if isinstance(error, Unfit):
+        return True
     return (isinstance(error, _KINDS) and _origin(error) in LIBRARIES) or _is_invalid_argument(error)
 
 

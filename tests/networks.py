@@ -30,8 +30,9 @@ def signature(*outputs: str | None, width: int = 2) -> ModelSignature:
     return ModelSignature(Schema([TensorSpec(FLOAT, (-1, width), "x")]), Schema(specs) if specs else None)
 
 
-def graph(*names: str) -> onnx.ModelProto:
-    """A graph with the outputs of these names, all of OUTPUTS if none is given; `state` has no row per row."""
+def graph(*names: str, width: int | str = 2) -> onnx.ModelProto:
+    """A graph with the outputs of these names, all of OUTPUTS if none is given; `state` has no row per row. It takes rows of
+    two, whether or not its `width` says so."""
     types = {
         "scores": TensorProto.FLOAT,
         "total": TensorProto.FLOAT,
@@ -51,14 +52,14 @@ def graph(*names: str) -> onnx.ModelProto:
         helper.make_tensor("front", TensorProto.INT64, [1], [0]),
     ]
     outputs = [helper.make_tensor_value_info(name, types[name], shapes[name]) for name in names or OUTPUTS]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])]
     whole = helper.make_graph(nodes, "several", inputs, outputs, constants)
     return helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def save_graph(path: Path, model: onnx.ModelProto, signed: ModelSignature) -> Path:
+def save_graph(path: Path, model: onnx.ModelProto, signed: ModelSignature, **how: Any) -> Path:
     """A version of the onnx flavour."""
-    mlflow.onnx.save_model(model, str(path), signature=signed, pip_requirements=["onnx"])
+    mlflow.onnx.save_model(model, str(path), signature=signed, pip_requirements=["onnx"], **how)
     return path
 
 

@@ -17,6 +17,7 @@ from serving.configuration import Configuration
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.runtimes.interpret import Interpretation
 from serving.runtimes.several import promised
+from serving.runtimes.sizes import Sizes
 from serving.schema import InputSchema
 
 _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
@@ -34,7 +35,7 @@ class OnnxRuntime:
         self, session: Any, schema: InputSchema, configuration: Configuration, names: tuple[str, ...] = ()
     ) -> None:
         self.engine = Engine("onnxruntime", parallel=True)
-        self._session, self._meaning = session, Interpretation(configuration, names)
+        self._session, self._meaning, self._sizes = session, Interpretation(configuration, names), Sizes()
         self._inputs = {node.name: _dtype(node) for node in session.get_inputs()}
         self._names = [column.name for column in schema.columns]
         self._tensors = [tensor.name for tensor in schema.tensors]
@@ -57,7 +58,12 @@ class OnnxRuntime:
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
         """One run of the graph."""
-        outputs = self._session.run(self._asked, self._feed(arrays))
+        feed = self._feed(arrays)
+        try:
+            outputs = self._session.run(self._asked, feed)
+        except Exception as error:  # noqa: BLE001  onnxruntime's errors have no base of their own
+            raise self._sizes.blame(arrays, error)  # noqa: B904  its cause is the error, or it is the error
+        self._sizes.taken(arrays)
         if self._asked is not None:
             return self._meaning.meaning(tuple(self._asked), list(map(np.asarray, outputs)), rows, want)
         labels = np.asarray(outputs[0])

@@ -22,6 +22,7 @@ from serving.runtimes.exported import BatchSize, load_exported
 from serving.runtimes.interpret import Interpretation
 from serving.runtimes.mapped import map_weights
 from serving.runtimes.several import by_number, promised
+from serving.runtimes.sizes import Sizes
 from serving.schema import InputSchema
 
 TOLERANCE = 1e-6
@@ -48,7 +49,7 @@ class TorchRuntime:
         self._columns = bool(schema.columns)
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self._autocast = _AUTOCAST[configuration.torch.autocast]
-        self._meaning = Interpretation(configuration, names)
+        self._meaning, self._sizes = Interpretation(configuration, names), Sizes()
         if self._columns and not schema.all_numeric:
             raise InvalidModel("a PyTorch network takes numeric columns or tensors")
 
@@ -70,13 +71,21 @@ class TorchRuntime:
 
     def predict(self, arrays: tuple[np.ndarray, ...], rows: int, want: Want) -> Outputs:
         """One forward pass without gradients, or as many as the network's batch size asks for."""
+        try:
+            own, answered = self._answer(arrays, rows)
+        except (RuntimeError, AssertionError) as error:  # the latter is what an exported network's guards raise
+            raise self._sizes.blame(arrays, error)  # noqa: B904  its cause is the error, or it is the error
+        self._sizes.taken(arrays)
+        return self._meaning.meaning(own, answered, rows, want)
+
+    def _answer(self, arrays: tuple[np.ndarray, ...], rows: int) -> tuple[tuple[str, ...], list[np.ndarray]]:
         inputs = self._inputs(arrays)
         with torch.inference_mode(), self._casting():
             parts = [self._forward([x[chunk] for x in inputs]) for chunk in self._size.chunks(rows)]
         own, answered = parts[0]
         if len(parts) > 1:
             answered = [np.concatenate(pieces) for pieces in zip(*[more for _, more in parts], strict=True)]
-        return self._meaning.meaning(own, answered, rows, want)
+        return own, answered
 
     def _casting(self) -> AbstractContextManager[None]:
         return nullcontext() if self._autocast is None else torch.autocast(self._device.type, self._autocast)

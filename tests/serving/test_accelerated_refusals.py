@@ -186,3 +186,27 @@ def test_a_library_that_changed_inside_serves_the_model_itself() -> None:
     native = SklearnRuntime(model, DOUBLES)
     assert accelerated(native, DOUBLES, (X[:1],)) is native
     assert native.engine.why == "compiling raised AttributeError"
+
+
+@pytest.mark.audit("35")
+@pytest.mark.parametrize(
+    "model",
+    [
+        ensemble.RandomForestClassifier(5, random_state=0), ensemble.HistGradientBoostingClassifier(max_iter=3),
+        linear_model.LogisticRegression(), linear_model.LinearRegression(),
+        make_pipeline(StandardScaler(), linear_model.LogisticRegression()), neighbors.KNeighborsClassifier(3),
+    ],
+)  # fmt: skip
+def test_a_batch_of_another_width_is_the_librarys(model: Any) -> None:
+    """A tensor of any width may have one column, or too many: no program makes an answer of it, nor fails in its own words."""
+    wide = compile_schema(Signature((Tensor(None, "float64", (-1, -1)),), ()))
+    native = SklearnRuntime(model.fit(X, Y), wide)
+    fast = accelerated(native, wide, (X[:3],), PATIENCE)
+    assert isinstance(fast, AcceleratedRuntime), native.engine.why
+    assert same(answer(fast, (X,)), answer(native, (X,)))
+    for width in (1, WIDTH - 1, WIDTH + 1):
+        x = np.resize(X, (30, width))
+        assert answer(native, (x,)) is ValueError
+        assert answer(fast, (x,)) is ValueError
+        with pytest.raises(ValueError, match=f"expecting {WIDTH} features"):
+            fast.predict((x,), 30, BOTH)

@@ -16,13 +16,14 @@ _RAW = {"predict": Want.LABELS, "predict_proba": Want.PROBABILITIES}
 
 
 class AcceleratedRuntime:
-    """Answers as `native` does, by a program. Batches with values that are infinite, huge, unknown to an encoder, or missing
-    where the model does not take them go to `native`, which raises or answers as it always did."""
+    """Answers as `native` does, by a program. Batches of another width, and those with values that are infinite, huge,
+    unknown to an encoder, or missing where the model does not take them go to `native`, which raises or answers as ever."""
 
     def __init__(self, native: SklearnRuntime, program: Program, levels: tuple[Levels, ...] = ()) -> None:
         """`levels`: of each column of the request; without them, all are numbers."""
         self._native, self.program, self.levels = native, program, levels
         self._coded = any(column.strings for column in levels)
+        self._width = getattr(native.estimator, "n_features_in_", None)
         self._raw = _RAW.get(native.raw_method)
         self.classes = native.classes
         self.engine = Engine(program.head.engine)
@@ -56,6 +57,8 @@ class AcceleratedRuntime:
     def prepared(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """What the model's head gets. Raises Beyond for a batch that the library must answer."""
         x = self.matrix(arrays)
+        if x.shape[1] != self._width and self._width is not None:
+            raise Beyond
         if not fits(x, missing=True):
             raise Beyond
         prepared = self.program.prepare(x)
@@ -66,15 +69,16 @@ class AcceleratedRuntime:
 
 def compiled(native: SklearnRuntime, schema: InputSchema) -> AcceleratedRuntime:
     """The runtime with the estimator compiled, not yet proved. Raises NotCompiled."""
-    layout = _layout(schema, block=native.frame and schema.matrix is not None)
+    known = hasattr(native.estimator, "n_features_in_")
+    layout = _layout(schema, block=native.frame and schema.matrix is not None, known=known)
     if schema.columns and tuple(getattr(native.estimator, "feature_names_in_", schema.names)) != schema.names:
         raise NotCompiled("the estimator names its columns in another order than the signature")
     program = compile_estimator(native.estimator, layout)
     return AcceleratedRuntime(native, program, tuple(source.levels for source in layout.sources or ()))
 
 
-def _layout(schema: InputSchema, *, block: bool) -> Layout:
-    """Of the matrix that a batch becomes. Raises NotCompiled for input that is none of numbers and strings."""
+def _layout(schema: InputSchema, *, block: bool, known: bool) -> Layout:
+    """Of the matrix that a batch becomes, whose width is `known` to the estimator. Raises NotCompiled for input that is none of numbers and strings."""
     if schema.columns:
         sources = tuple(_source(column) for column in schema.columns)
         return Layout(schema.matrix or np.dtype(np.float64), block, sources=sources)
@@ -83,6 +87,8 @@ def _layout(schema: InputSchema, *, block: bool) -> Layout:
     dtype = np.dtype(schema.tensors[0].dtype)
     if dtype not in (np.float32, np.float64):
         raise NotCompiled("the input tensor is neither float32 nor float64")
+    if schema.tensors[0].shape[1] < 0 and not known:
+        raise NotCompiled("neither the signature nor the estimator says how many columns there are")
     return Layout(dtype)
 
 
