@@ -5,6 +5,7 @@ None of these is frozen: one of each is made per request, and a frozen dataclass
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -81,6 +82,19 @@ class Request(Protocol[Out_co]):
 
     def decode(self, loaded: Loaded) -> Decoded:
         """Checks the request against the version's schema. Raises BadRequest."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of what must be decoded."""
+        ...
+
+    def decode_at_once(self, loaded: Loaded) -> Decoded | None:
+        """What `decode` returns, if it is sure to take milliseconds only though the request is large; else None."""
+        ...
+
+    def decode_slices(self, loaded: Loaded, pace: Callable[[], None]) -> Decoded:
+        """What `decode` returns, in a thread and a slice at a time; `pace` is called in between, and may raise."""
         ...
 
     @property

@@ -15,6 +15,7 @@ from monitoring.metrics import Metrics
 from serving.calls import Call, Out, Reply, Request
 from serving.completing import check_present, fill_gaps, find_gaps, look_up, matrix_of, share, tell
 from serving.crew import Crew
+from serving.decode_pool import DecodePool
 from serving.decoding import Arrays, Partial, complete
 from serving.errors import Forbidden, NotFound, NotReady, RowsRefused, outcome_of
 from serving.failures import Failures
@@ -30,7 +31,7 @@ class DataPlane:
 
     def __init__(self, fleet: Fleet, metrics: Metrics, crew: Crew, *, repository_api: bool = False) -> None:
         self._fleet, self._crew, self._repository_api = fleet, crew, repository_api
-        self.metrics, self._failures = metrics, Failures()
+        self.metrics, self._failures, self.decoding = metrics, Failures(), DecodePool()
         self.draining = False
 
     @property
@@ -59,6 +60,7 @@ class DataPlane:
 
     def close(self, error: Exception | None = None) -> None:
         """Fails whoever still waits."""
+        self.decoding.close(error or NotReady("The server is shutting down."))
         for manager in self.managers:
             manager.close(error)
 

@@ -6,7 +6,7 @@ Completing it (looking features up) and laying it out for the runtime are separa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -64,6 +64,21 @@ def decode_instances(schema: InputSchema, instances: Any, keys: frozenset[str]) 
     if kinds == {dict}:
         return _objects(schema, instances, keys)
     raise BadRequest("Every instance must be a list in signature order, or every instance an object by column name.")
+
+
+def decode_parts(schema: InputSchema, parts: Iterable[list[Any]], keys: frozenset[str]) -> Partial:
+    """The same for rows that come a few at a time. Those that may bring keys are put together first."""
+    if keys:
+        return decode_instances(schema, list(chain.from_iterable(parts)), keys)
+    kinds: set[type] = set()
+    decoded: list[Partial] = []
+    for rows in parts:
+        decoded.append(decode_instances(schema, rows, keys))
+        kinds.add(type(rows[0]))
+    columns = list(zip(*[part.arrays or () for part in decoded], strict=True))
+    if len(kinds) != 1 or any(len({array.shape[1:] for array in column}) != 1 for column in columns):
+        raise BadRequest("Every instance must be of the same kind and shape.")
+    return Partial(sum(part.rows for part in decoded), arrays=tuple(map(np.concatenate, columns)))
 
 
 def _lists(schema: InputSchema, rows: list[list[Any]]) -> Arrays:

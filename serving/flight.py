@@ -16,6 +16,7 @@ from monitoring.metrics import Bound
 from serving.batch import Arrays, Item
 from serving.batching import Batcher
 from serving.calls import Answer, Call, Decoded, Out, Reply, Request
+from serving.decode_pool import LARGE_BYTES
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.manager import ModelManager
@@ -117,7 +118,28 @@ class Flight(Generic[Out]):
         self._deadline = deadline_of(call, self._loaded)
         if self._batcher.crowded and servable.cache is None and not self._hurries:
             self._batcher.knock(self._deadline)
-        self._decoded = decoded = self._request.decode(self._loaded)
+        if self._request.size > LARGE_BYTES:
+            self._unpack()
+        else:
+            self._depart(self._request.decode(self._loaded))
+
+    def _unpack(self) -> None:
+        """What takes long to decode is decoded beside the loop."""
+        decoded = self._request.decode_at_once(self._loaded)
+        if decoded is None:
+            self._apart(self._decode)
+        else:
+            self._depart(decoded)
+
+    async def _decode(self) -> None:
+        request, loaded = self._request, self._loaded
+        work = self._plane.decoding.run(lambda pace: request.decode_slices(loaded, pace), self._deadline)
+        self._depart(await work)
+
+    def _depart(self, decoded: Decoded) -> None:
+        servable = self._servable
+        assert servable is not None
+        self._decoded = decoded
         self._output = decoded.output or self._loaded.configuration.output
         want = wanted(self._output, self._loaded)
         self._at_features = self._at_predict = _clock()

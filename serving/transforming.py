@@ -25,7 +25,8 @@ from serving.schema import InputSchema
 from serving.status import DATATYPES
 from serving.tensors import decode_columns
 from serving.threads import in_thread
-from serving.transport.v1 import dumps, parse_object
+from serving.transport.document import parse_object
+from serving.transport.v1 import dumps
 from serving.transport.v2 import Tail, given_of
 
 log = logging.getLogger("headway.transformer")

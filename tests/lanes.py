@@ -119,9 +119,11 @@ async def listening(
     cache_bytes: int = 0,
     runtime: Any = None,
     hang_seconds: float = 60.0,
+    limit: int = LIMIT,
     **limits: Any,
 ) -> AsyncIterator[Listening]:
-    """A server of one model, `echo`, with one column of doubles; `runtime` in place of an `Echo`."""
+    """A server of one model, `echo`, with one column of doubles; `runtime` in place of an `Echo`, bodies of
+    at most `limit` bytes."""
     metrics = Metrics(CollectorRegistry(), REASONS, [s.value for s in State])
     runtime = runtime or Echo()
     batching = BatchingLimits(**{"inline_below_ms": 1e9 if inline else 0.0, **limits})
@@ -132,10 +134,10 @@ async def listening(
     crew = Alone(fleet, metrics)
     plane = DataPlane(fleet, metrics, crew)
     made = Listening(runtime, manager, plane, metrics)
-    http = Http(plane, metrics, _nothing, LIMIT, crew.exposition)
+    http = Http(plane, metrics, _nothing, limit, crew.exposition)
     config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)
     config.load()
-    first = (read_seconds,) if lane == "asgi" else (plane, LIMIT, read_seconds)
+    first = (read_seconds,) if lane == "asgi" else (plane, limit, read_seconds)
     protocol = partial(Protocol if lane == "asgi" else LaneProtocol, *first)
     loop = asyncio.get_running_loop()
     running = loop.create_task(manager.run())

@@ -21,15 +21,22 @@ from serving.tensors import NUMPY
 
 #: Below so many bytes the other way is as fast.
 LEAST_BYTES = 2048
+#: So many of numbers take some milliseconds at most, on the event loop.
+MOST_BYTES = 1_048_576
 #: Fields of an object that somebody may have use for; finding one takes a look at all before it.
 MOST_FIELDS = 16
 #: Names and other texts in a body of numbers.
 MOST_TEXTS = 4096
 #: Dimensions of an array.
 MOST_DEPTH = 16
+#: What is parsed at once of a list that is long.
+SLICE_BYTES = 65_536
 #: Lists of fewer bytes than this are looked at all together, others one by one.
 SHORT_LIST = 64
-_OPENING = ord("[")
+_OPENING, _CLOSING = b"[]"
+_WITHOUT_BRACKETS = bytes.maketrans(b"[]", b"  ")
+_IS_NUMBER = np.zeros(256, bool)
+_IS_NUMBER[list(b"0123456789+-.eE")] = True
 _STRUCTURE = b"[]{},"
 _VALUES = bytes(set(range(256)) - set(_STRUCTURE))
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
@@ -110,17 +117,18 @@ def _tensor(given: Any, texts: Iterator[memoryview], *, exact: bool) -> dict[str
     dtype = NUMPY[given["datatype"]]
     if dtype.kind not in "fiu" or not isinstance(given["name"], str):
         raise ValueError("no tensor of numbers")
-    floats = dtype.kind == "f"
-    tensor = _fields(given, "data", lambda data: _array(data, next(texts), exact=not floats))
-    if not floats:
-        tensor["data"] = declared(tensor["data"], dtype)
-    elif exact:
-        check_exact(tensor["data"])
+    tensor = _fields(given, "data", lambda data: _array(data, next(texts), exact=dtype.kind != "f"))
+    tensor["data"] = declared(tensor["data"], dtype, exact=exact)
     return tensor
 
 
-def declared(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """An array in the integer dtype that its tensor says. Raises ValueError if a value is none of it."""
+def declared(array: np.ndarray, dtype: np.dtype[Any], *, exact: bool) -> np.ndarray:
+    """Numbers as their tensor's datatype has them: floats as float64, integers in their own dtype. Raises ValueError if one
+    is not of that datatype."""
+    if dtype.kind == "f":
+        if exact:
+            check_exact(array)
+        return array
     try:
         return narrow("data", array, dtype)
     except BadRequest:
@@ -152,10 +160,10 @@ def _walked(given: Any, lists: int) -> tuple[int, ...] | None:
         level = list(chain.from_iterable(level))
 
 
-def shape_of(text: bytes) -> tuple[int, ...] | None:
+def shape_of(text: bytes, pace: Callable[[], None] = lambda: None) -> tuple[int, ...] | None:
     """The shape of the list that a text begins with, or None if it is ragged. Brackets and commas alone are looked at:
     whatever is one of them must not be part of a string, and whether there is a number between them is not known."""
-    marks = text.translate(None, _VALUES)
+    marks = b"".join([piece.translate(None, _VALUES) for piece in _cut(text, pace)])
     head = marks[: MOST_DEPTH + 1]
     depth = len(head) - len(head.lstrip(b"["))
     if not 0 < depth <= MOST_DEPTH:
@@ -188,3 +196,60 @@ def check_exact(values: np.ndarray) -> None:
     """Raises ValueError if a double may have lost something of the integer that was written."""
     if values.size and np.abs(values).max() >= EXACT:
         raise ValueError("an integer that is no double")
+
+
+def parse_numbers(text: bytes, pace: Callable[[], None], *, exact: bool) -> np.ndarray | None:
+    """A long list of numbers as an array, a slice at a time; None if it is not that. `exact` as above.
+
+    With brackets where they belong, what stands between commas is one number each: that is parsed without them.
+    """
+    shape = None if b'"' in text else shape_of(text, pace)
+    if shape is None or (len(shape) > 1 and not _apart(text, pace)):
+        return None
+    try:
+        values = _joined([_slice(piece, exact=exact) for piece in _pieces(text, pace)], exact=exact)
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    return values.reshape(shape) if len(values) == math.prod(shape) else None
+
+
+def _cut(text: bytes, pace: Callable[[], None]) -> Iterator[bytes]:
+    for at in range(0, len(text), SLICE_BYTES):
+        yield text[at : at + SLICE_BYTES]
+        pace()
+
+
+def _apart(text: bytes, pace: Callable[[], None]) -> bool:
+    """Whether no number stands before an opening bracket, or behind a closing one."""
+    before = b""
+    for some in _cut(text, pace):
+        piece = before + some.translate(None, b" \t\r\n")
+        codes = np.frombuffer(piece, np.uint8)
+        number, opening, closing = _IS_NUMBER[codes], codes == _OPENING, codes == _CLOSING
+        if (number[:-1] & opening[1:]).any() or (closing[:-1] & number[1:]).any():
+            return False
+        before = piece[-1:]
+    return True
+
+
+def _pieces(text: bytes, pace: Callable[[], None]) -> Iterator[bytes]:
+    at = 0
+    while at <= len(text):
+        end = text.find(b",", at + SLICE_BYTES)
+        end = len(text) if end == -1 else end
+        yield b"[%b]" % text[at:end].translate(_WITHOUT_BRACKETS)
+        at = end + 1
+        pace()
+
+
+def _slice(piece: bytes, *, exact: bool) -> np.ndarray:
+    return _values(simdjson.Parser().parse(piece), exact=exact)
+
+
+def _joined(slices: list[np.ndarray], *, exact: bool) -> np.ndarray:
+    """One array. Raises ValueError where NumPy would make a double of an integer that is none."""
+    types = {each.dtype for each in slices}
+    values = np.concatenate(slices)
+    if exact and len(types) > 1 and values.dtype.kind == "f":
+        check_exact(values)
+    return values

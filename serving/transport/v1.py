@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,28 +10,19 @@ import numpy as np
 import orjson
 
 from serving.calls import Answer, Decoded
-from serving.decoding import decode_instances
+from serving.decoding import Partial, decode_instances, decode_parts
 from serving.errors import BadRequest
 from serving.loading import Loaded
 from serving.schema import shown
+from serving.transport.document import parse_object
 from serving.transport.head import PLAIN
-from serving.transport.numeric import LEAST_BYTES, parse_rows
+from serving.transport.numeric import LEAST_BYTES, MOST_BYTES, parse_numbers, parse_rows
+from serving.transport.slicing import LongList, take_out, taken
 from serving.waiting import LOW, NORMAL, Priority
 
 KEYS = {"instances", "parameters", "signature_name", "id"}
 PRIORITY = b'"priority"'
 OUTPUTS = ("auto", "labels", "probabilities", "raw")
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Raises BadRequest for anything else, without echoing it."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise BadRequest("The body is empty." if not body.strip() else "The body is not valid JSON.") from None
-    if not isinstance(document, dict):
-        raise BadRequest("The body must be a JSON object.")
-    return document
 
 
 def parse_parameters(parameters: Any) -> tuple[str | None, bool | None, Priority]:
@@ -65,15 +57,34 @@ class V1Request:
     def __init__(self, body: bytes) -> None:
         self._body = body
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self._body)
+
     def decode(self, loaded: Loaded) -> Decoded:
         """Rows and parameters, checked against the version's schema."""
-        body = self._body
-        if len(body) >= LEAST_BYTES and loaded.schema.one_array:
-            numbers = parse_rows(body, exact=loaded.schema.exact)
-            if numbers is not None:
-                with suppress(BadRequest):  # the other way says what is wrong
-                    return _decoded(numbers, loaded)
-        return _decoded(parse_object(body), loaded)
+        if len(self._body) >= LEAST_BYTES and (numbers := self._numbers(loaded)) is not None:
+            return numbers
+        return _decoded(parse_object(self._body), loaded)
+
+    def decode_at_once(self, loaded: Loaded) -> Decoded | None:
+        """Numbers, and not too many."""
+        return self._numbers(loaded) if len(self._body) <= MOST_BYTES else None
+
+    def decode_slices(self, loaded: Loaded, pace: Callable[[], None]) -> Decoded:
+        """The same as `decode`, a slice at a time."""
+        document, lists = take_out(self._body, "instances", 2, 1000, pace)
+        return _decoded(document, loaded, taken(document.get("instances"), lists))
+
+    def _numbers(self, loaded: Loaded) -> Decoded | None:
+        if not loaded.schema.one_array:
+            return None
+        numbers = parse_rows(self._body, exact=loaded.schema.exact)
+        if numbers is not None:
+            with suppress(BadRequest):  # the other way says what is wrong
+                return _decoded(numbers, loaded)
+        return None
 
     @property
     def may_hurry(self) -> bool:
@@ -85,15 +96,28 @@ class V1Request:
         return dumps(to_document(answer))
 
 
-def _decoded(document: dict[str, Any], loaded: Loaded) -> Decoded:
+def _decoded(document: dict[str, Any], loaded: Loaded, rows: LongList | None = None) -> Decoded:
     if "instances" not in document:
         raise BadRequest("The body must have 'instances', a list of rows.")
     if not document.keys() <= KEYS:
         key = min(document.keys() - KEYS)
         raise BadRequest(f"The key {shown(key)!r} is not known: a body has 'instances' and 'parameters'.")
     output, per_instance, priority = parse_parameters(document.get("parameters"))
-    partial = decode_instances(loaded.schema, document["instances"], loaded.keys)
+    if rows is None:
+        partial = decode_instances(loaded.schema, document["instances"], loaded.keys)
+    else:
+        partial = _long(rows, loaded)
     return Decoded(partial, output, per_instance, priority)
+
+
+def _long(rows: LongList, loaded: Loaded) -> Partial:
+    schema = loaded.schema
+    if schema.one_array:
+        numbers = parse_numbers(rows.text, rows.pace, exact=schema.exact)
+        if numbers is not None:
+            with suppress(BadRequest):  # as above
+                return decode_instances(schema, numbers, loaded.keys)
+    return decode_parts(schema, rows, loaded.keys)
 
 
 def to_document(answer: Answer) -> dict[str, Any]:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from serving.calls import Answer, Decoded
 from serving.decoding import flatten
-from serving.errors import BadRequest
+from serving.errors import BadRequest, BodyTooLarge
 from serving.loading import Loaded
 from serving.runtimes.base import datatype_of
 from serving.runtimes.several import listed
 from serving.schema import shown
-from serving.tensors import Given, check_given, decode_tensors
+from serving.tensors import NUMPY, Given, check_given, decode_tensors
+from serving.transport.document import parse_object
 from serving.transport.head import OCTETS, PLAIN
-from serving.transport.numeric import LEAST_BYTES, parse_tensors
+from serving.transport.numeric import LEAST_BYTES, MOST_BYTES, declared, parse_numbers, parse_tensors
 from serving.transport.raw import from_raw, to_raw
-from serving.transport.v1 import PRIORITY, dumps, parse_object, parse_parameters
+from serving.transport.slicing import BLOCK_BYTES, LongList, take_out, taken
+from serving.transport.v1 import PRIORITY, dumps, parse_parameters
+
+#: Tensors that a request may have beside the model's own, which are refused by name.
+MORE_TENSORS = 1000
+#: Values of one tensor that become Python objects, all at once.
+MOST_LISTED = 500_000
 
 
 def check_outputs(names: Iterable[str], loaded: Loaded, output: str | None) -> tuple[str, ...]:
@@ -63,15 +71,46 @@ class V2Request:
         #: the headers that say what the answer is, once it is encoded
         self.content: tuple[tuple[bytes, bytes], ...] = PLAIN
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self._body)
+
     def decode(self, loaded: Loaded) -> Decoded:
         """Tensors and parameters, checked against the version's schema."""
-        body = self._body
-        if len(body) >= LEAST_BYTES and self._json_length is None and loaded.schema.of_numbers:
-            numbers = parse_tensors(body, loaded.keys, exact=loaded.schema.exact)
-            if numbers is not None:
-                with suppress(BadRequest):  # the other way says what is wrong
-                    return self._decoded(numbers, _NOTHING, loaded)
-        return self._decoded(*self._parts(), loaded)
+        if len(self._body) >= LEAST_BYTES and (numbers := self._numbers(loaded)) is not None:
+            return numbers
+        document, tail = self._parts()
+        return self._decoded(parse_object(document), tail, loaded)
+
+    def decode_at_once(self, loaded: Loaded) -> Decoded | None:
+        """Numbers: not too many in JSON, or any number in binary."""
+        if self._json_length is None:
+            return self._numbers(loaded) if len(self._body) <= MOST_BYTES else None
+        document, tail = self._parts()
+        if len(document) > BLOCK_BYTES or b'"BYTES"' in document or b"\\" in document:
+            return None
+        return self._decoded(parse_object(document), tail, loaded)
+
+    def decode_slices(self, loaded: Loaded, pace: Callable[[], None]) -> Decoded:
+        """The same as `decode`, a slice at a time."""
+        text, tail = self._parts()
+        most = len(loaded.schema.names) + len(loaded.keys) + MORE_TENSORS
+        document, lists = take_out(text, "data", 4, most, pace)
+        inputs = document.get("inputs")
+        for tensor in inputs if lists and isinstance(inputs, list) else ():
+            if isinstance(tensor, dict) and (values := taken(tensor.get("data"), lists)) is not None:
+                tensor["data"] = _long(tensor, values, loaded)
+        return self._decoded(document, tail, loaded)
+
+    def _numbers(self, loaded: Loaded) -> Decoded | None:
+        if self._json_length is not None or not loaded.schema.of_numbers:
+            return None
+        numbers = parse_tensors(self._body, loaded.keys, exact=loaded.schema.exact)
+        if numbers is not None:
+            with suppress(BadRequest):  # the other way says what is wrong
+                return self._decoded(numbers, _NOTHING, loaded)
+        return None
 
     def _decoded(self, document: dict[str, Any], tail: Tail, loaded: Loaded) -> Decoded:
         self._id = document.get("id")
@@ -95,13 +134,13 @@ class V2Request:
         """Whether the body has the word."""
         return PRIORITY in self._body
 
-    def _parts(self) -> tuple[dict[str, Any], Tail]:
+    def _parts(self) -> tuple[bytes, Tail]:
         if self._json_length is None:
-            return parse_object(self._body), _NOTHING
+            return self._body, _NOTHING
         if not self._json_length.isdigit() or int(self._json_length[:19]) > len(self._body):
             raise BadRequest("The header inference-header-content-length must be the length of the JSON in the body.")
         length = int(self._json_length[:19])
-        return parse_object(self._body[:length]), Tail(memoryview(self._body)[length:])
+        return self._body[:length], Tail(memoryview(self._body)[length:])
 
     def encode(self, answer: Answer) -> bytes:
         """The answer as JSON, in which NaN and infinity become null, and the tensors that were asked for in binary."""
@@ -163,6 +202,22 @@ def _outputs(outputs: Any) -> list[dict[str, Any]]:
 def _is_output(output: Any) -> bool:
     named = isinstance(output, dict) and isinstance(output.get("name"), str)
     return named and isinstance(output.get("parameters", {}), dict)
+
+
+def _long(tensor: dict[str, Any], values: LongList, loaded: Loaded) -> np.ndarray | list[Any]:
+    """A tensor's data that are long: as an array if they are numbers of its datatype, and else with its lists as they are."""
+    name, dtype = tensor.get("name"), NUMPY.get(str(tensor.get("datatype")))
+    if dtype is not None and dtype.kind in "fiu" and isinstance(name, str) and name not in loaded.keys:
+        exact = loaded.schema.exact
+        array = parse_numbers(values.text, values.pace, exact=dtype.kind != "f")
+        if array is not None:
+            with suppress(ValueError):
+                return declared(array, dtype, exact=exact)
+    if values.size > MOST_LISTED:
+        raise BodyTooLarge(
+            f"A tensor of JSON has at most {MOST_LISTED} values, unless they are numbers of its datatype."
+        )
+    return list(chain.from_iterable(values))
 
 
 def given_of(tensor: Any, tail: Tail) -> Given:

@@ -18,8 +18,9 @@ from registry.errors import UntrustedDelivery
 from serving.bucket import TokenBucket
 from serving.errors import RateLimited, ServingError
 from serving.transport.answers import Response
+from serving.transport.document import parse_object
 from serving.transport.exchange import Exchange
-from serving.transport.v1 import dumps, parse_object
+from serving.transport.v1 import dumps
 
 log = logging.getLogger("headway.webhooks")
 

@@ -17,7 +17,8 @@ def server(
     """On both lanes: serves the champion, which is version 1, and a regression whose answers may be infinite or NaN."""
     register(shared.uri, "steep", skops(linear(10.0, 10.0)), columns(("a", "double"), ("b", "double")))
     file = tmp_path_factory.mktemp("config") / "headway.yaml"
-    models = [{"name": MODEL, "uri": f"models:/{MODEL}@champion"}, {"name": "steep", "uri": "models:/steep/1"}]
+    steep = {"name": "steep", "uri": "models:/steep/1", "timeout_ms": 60_000}
+    models = [{"name": MODEL, "uri": f"models:/{MODEL}@champion"}, steep]
     file.write_text(json.dumps({"models": models}))
     server = start_headway(
         file.parent / "log", "--config", str(file), MLFLOW_TRACKING_URI=shared.uri, HEADWAY_SERVER__LANE=request.param
