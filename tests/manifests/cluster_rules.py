@@ -12,7 +12,7 @@ from tests.manifests.rendering import Object
 from tests.manifests.truth import has_route, metrics, series_of
 
 NAMESPACE = "headway"
-CLIENTS = {"headway/client": "true"}
+CLIENTS = {"headway.dev/client": "true"}
 QUEUE_PROXY_PORTS = {8012, 8013}
 #: What must be reachable: DNS, MLflow, Redis, and an object store.
 NEEDED = {53, 5000, 6379, 443}
