@@ -18,6 +18,7 @@ CUMULATIVE = ("counter", "histogram", "summary", "created")
 #: How two processes' values of a gauge become one. What stands here is a sum unless that would say nothing.
 GAUGES: dict[str, Rule] = {
     "model_loaded": min,
+    "headway_model_ready": min,
     "inference_queue_depth": operator.add,
     "headway_batch_target_rows": min,
     "headway_servables_alive": operator.add,

@@ -99,6 +99,9 @@ class Metrics:
             ("model_name",),
             registry=r,
         )
+        self.model_ready = Levels(
+            "headway_model_ready", "1 while a version answers for the model, else 0", ("model_name",), registry=r
+        )
         self.staleness = Levels(
             "headway_registry_staleness_seconds", "Since the registry last answered", ("model_name",), registry=r
         )
@@ -153,9 +156,12 @@ class Metrics:
         self.errors.labels(model, version, reason).inc()
 
     def begin(self, model: str, version: str) -> None:
-        """Has the counters of a version that may be asked stand at zero: a rate needs a first value."""
-        for metric in (self.predictions, self.rows, self.rejections, self.timeouts):
+        """Has the counters of a version that may be asked stand at zero: a rate needs a first value, and what scales or
+        alerts by one needs a number where nothing has happened."""
+        for metric in (self.predictions, self.rows, self.rejections, self.timeouts, self.overdue):
             metric.labels(model, version)
+        for reason in self._reasons:
+            self.errors.labels(model, version, reason)
 
     def unloaded(self, model: str, version: str) -> None:
         """Drops the gauges of a version that is gone."""
@@ -164,7 +170,7 @@ class Metrics:
 
     def forget_model(self, model: str) -> None:
         """Drops what is known of a model whatever its versions."""
-        for gauge in (self.alive, self.staleness):
+        for gauge in (self.alive, self.staleness, self.model_ready):
             _remove(gauge, (model,))
         for outcome in ("ok", "error"):
             _remove(self.polls, (model, outcome))

@@ -102,6 +102,8 @@ class Alone:
     def _refresh_seat(self, name: str, seat: Seat) -> None:
         metrics, manager = self.metrics, seat.manager
         metrics.alive.labels(name).set(len(manager.alive))
+        if not manager.sleeps:
+            metrics.model_ready.labels(name).set(manager.current is not None)
         if seat.polling is not None:
             metrics.staleness.labels(name).set(seat.poller.staleness)
         ready = {s.version.version for s in manager.servables if s.state is State.READY}

@@ -218,7 +218,7 @@ def test_the_numbers_of_the_dashboard_are_those_of_the_load(prometheus: str) -> 
 
 def values(prometheus: str, query: str, above: float = -1.0) -> list[float]:
     """The numbers that a panel's query gives; waited for, because a rate needs two scrapes."""
-    asked = query.replace("$__rate_interval", "10s").replace("$model", ".*")
+    asked = re.sub(r"\$(namespace|service|model)", ".*", query.replace("$__rate_interval", "10s"))
     assert "$" not in asked
     end = time.monotonic() + 60
     while time.monotonic() < end:

@@ -39,9 +39,10 @@ def selectors(bundle: Bundle) -> Iterator[str]:
             yield f"NetworkPolicy {found['metadata']['name']} selects nothing"
     for found in bundle.of("Service"):
         chosen = [p for p in bundle.pods if selects({"matchLabels": found["spec"]["selector"]}, p.labels)]
-        real = {port["containerPort"] for pod in chosen for port in pod.container.get("ports", [])}
+        declared = [port for pod in chosen for port in pod.container.get("ports", [])]
+        real = {port["containerPort"] for port in declared} | {port.get("name") for port in declared}
         if lost := {port["targetPort"] for port in found["spec"]["ports"]} - real:
-            yield f"Service {found['metadata']['name']} leads to {sorted(lost)}, where nothing is declared"
+            yield f"Service {found['metadata']['name']} leads to {sorted(map(str, lost))}, where nothing is declared"
 
 
 def budgets(bundle: Bundle) -> Iterator[str]:
@@ -117,7 +118,7 @@ def _open(rules: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def routes(bundle: Bundle) -> Iterator[str]:
-    """Routes lead to Services that are there, and the weights of a rule sum to a hundred."""
+    """Routes lead to Services that are there, have a bound, and carry no weights of a canary in flight."""
     there = backends(bundle)
     for found in bundle.of("HTTPRoute"):
         for rule in found["spec"]["rules"]:
@@ -125,8 +126,10 @@ def routes(bundle: Bundle) -> Iterator[str]:
                 if ref["port"] not in there.get(ref["name"], {}):
                     yield f"{found['metadata']['name']}: there is no {ref['name']}:{ref['port']}"
             weights = [ref["weight"] for ref in rule["backendRefs"] if "weight" in ref]
-            if weights and sum(weights) != 100:
-                yield f"{found['metadata']['name']}: the weights sum to {sum(weights)}"
+            if weights and weights != [100, 0]:
+                yield f"{found['metadata']['name']}: every apply sets the weights {weights}, whatever is in flight"
+            if "request" not in rule.get("timeouts", {}):
+                yield f"{found['metadata']['name']}: a request has no bound"
             for match in rule.get("matches", [{"path": {"value": "/"}}]):
                 if match["path"]["value"] not in {"/v1", "/v2"}:
                     yield f"{found['metadata']['name']}: {match['path']['value']} shows more than callers need"
@@ -138,6 +141,9 @@ def autoscaling(bundle: Bundle) -> Iterator[str]:
     for found in bundle.of("HorizontalPodAutoscaler"):
         name, spec = found["metadata"]["name"], found["spec"]
         target = owners.get(spec["scaleTargetRef"]["name"])
+        mine = bundle.named("Deployment", spec["scaleTargetRef"]["name"])
+        if mine is not None and "replicas" in mine["spec"]:
+            yield f"{name}: every apply sets the replicas of its target"
         if target is None:
             yield f"{name}: there is no Deployment {spec['scaleTargetRef']['name']}"
         if not spec["minReplicas"] < spec["maxReplicas"]:
@@ -195,6 +201,16 @@ def scraped(bundle: Bundle) -> Iterator[str]:
                 yield f"{found['metadata']['name']}: {endpoint.get('path')} has no metrics"
 
 
+def enforced(bundle: Bundle) -> Iterator[str]:
+    """The namespace takes no pod with more rights than ours have, unless the mesh needs it."""
+    for found in bundle.of("Namespace"):
+        if found["metadata"]["name"] != NAMESPACE:
+            continue
+        level = found["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce")
+        if level != ("baseline" if bundle.of("AuthorizationPolicy") else "restricted"):
+            yield f"the namespace enforces {level}"
+
+
 def callers(bundle: Bundle) -> Iterator[str]:
     """The mesh's list names callers one by one, and routes that exist; the repository calls are not among them."""
     for found in bundle.of("AuthorizationPolicy"):
@@ -237,5 +253,5 @@ def stated(bundle: Bundle) -> Iterator[str]:
 
 
 RULES = (
-    placed, selectors, budgets, names, network, routes, autoscaling, measured, asked, scraped, callers, stated,
+    placed, selectors, budgets, names, network, routes, autoscaling, measured, asked, scraped, enforced, callers, stated,
 )  # fmt: skip

@@ -60,6 +60,10 @@ def start(bundle: Bundle) -> Iterator[str]:
                 yield f"{pod.owner}: nobody reads {variable['name']}"
 
 
+#: Seconds that a process which does not answer its liveness probe has to end.
+LONGEST_END = 15
+
+
 def probes(bundle: Bundle) -> Iterator[str]:
     """Three probes, on routes that exist: readiness on the one that turns red, the others on the one that does not."""
     for pod in bundle.ours:
@@ -74,6 +78,9 @@ def probes(bundle: Bundle) -> Iterator[str]:
                 yield f"{pod.owner}: {name} asks {path}, which answers another question"
             elif settings and port != settings.server.port:
                 yield f"{pod.owner}: {name} asks port {port}, where HTTP is not"
+        own = pod.container.get("livenessProbe", {}).get("terminationGracePeriodSeconds")
+        if pod.mode != "Knative" and (own is None or own > LONGEST_END):
+            yield f"{pod.owner}: a process that hangs is waited for {own or 'the whole grace'}"
 
 
 def asked(probe: dict[str, Any]) -> tuple[str | None, int | None]:

@@ -38,11 +38,16 @@ def _rendered(name: str) -> list[Object]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+def _namespace() -> str:
+    component = KSERVE / "components" / "namespace" / "kustomization.yaml"
+    return str(yaml.safe_load(component.read_text("utf-8"))["namespace"])
+
+
 def _read_base() -> list[Object]:
     """The base without kubectl: it has nothing to render but the namespace. Its own files, and nothing else."""
     kustomization = yaml.safe_load((folder("base") / "kustomization.yaml").read_text("utf-8"))
     objects = [yaml.safe_load((folder("base") / name).read_text("utf-8")) for name in kustomization["resources"]]
     for found in objects:
         if found["kind"] != "Namespace":
-            found["metadata"]["namespace"] = kustomization["namespace"]
+            found["metadata"]["namespace"] = _namespace()
     return objects

@@ -1,5 +1,10 @@
 """Every manifest of every overlay holds what it promises; and every rule that says so has been seen to complain."""
 
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import mlflow.cli
 import pytest
 import yaml
@@ -58,6 +63,53 @@ def test_a_custom_kind_is_judged_by_its_definition(kind: str) -> None:
     assert schemas.problems(found)
 
 
+@needs_kubectl
+def test_another_namespace_is_one_word_in_one_line(tmp_path: Path) -> None:
+    """Every overlay then lies there, with its Namespace and its queries, and nothing is left in the one of before."""
+    copied = shutil.copytree(KSERVE, tmp_path / "kserve")
+    shutil.copytree(KSERVE.parent / "monitoring" / "dashboards", tmp_path / "monitoring" / "dashboards")
+    line = copied / "components" / "namespace" / "kustomization.yaml"
+    line.write_text(line.read_text("utf-8").replace("namespace: headway", "namespace: elsewhere"))
+    for name in ("base", *OVERLAYS):
+        where = copied / ("base" if name == "base" else f"overlays/{name}")
+        done = subprocess.run(
+            [str(KUBECTL), "kustomize", str(where)], check=True, capture_output=True, text=True, timeout=60
+        )
+        objects = list(yaml.safe_load_all(done.stdout))
+        assert {o["metadata"].get("namespace") for o in objects} <= {"elsewhere", "mlflow", "redis", None}, name
+        assert "headway" not in {o["metadata"]["name"] for o in objects if o["kind"] == "Namespace"}
+        assert not re.findall(r'namespace=~?\\?"headway', done.stdout), name
+
+
+COMPONENTS = {"envoy-gateway": "BackendTrafficPolicy", "istio": "DestinationRule"}
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_component_for_a_gateway_is_what_its_definition_says(name: str, tmp_path: Path) -> None:
+    """Rendered into the base, it is one object more, of a shape that its definition takes, and it means our pods."""
+    overlay = tmp_path / "kserve" / "overlays" / "mine"
+    shutil.copytree(KSERVE, tmp_path / "kserve")
+    overlay.mkdir()
+    said = {"resources": ["../../base"], "components": [f"../../components/{name}"]}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(said))
+    done = subprocess.run(
+        [str(KUBECTL), "kustomize", str(overlay)], check=True, capture_output=True, text=True, timeout=60
+    )
+    objects = list(yaml.safe_load_all(done.stdout))
+    (found,) = [each for each in objects if each["kind"] == COMPONENTS[name]]
+    assert found["metadata"]["namespace"] == "headway"
+    (service,) = [each for each in objects if each["kind"] == "InferenceService"]
+    if name == "istio":
+        assert found["spec"]["host"] == f"{service['metadata']['name']}-predictor"
+    else:
+        (selector,) = found["spec"]["targetSelectors"]
+        assert selector["matchLabels"].items() <= service["metadata"]["labels"].items()
+    if schemas.definition(found) is None:
+        pytest.skip(f"no definition of {found['kind']} is at hand ({schemas.CRDS})")
+    assert schemas.problems(found) == ()
+
+
 def test_the_sdk_knows_every_field_of_the_base() -> None:
     """KServe's own model classes have all fields of the InferenceService, and not one that is misspelt."""
     service = bundle("base").services[0]
@@ -84,7 +136,9 @@ def test_mlflow_accepts_the_words_of_the_test_cluster() -> None:
     (pod,) = Bundle("dev", objects).pods
     container = pod.container
     assert container["command"] == ["mlflow", "server"]
-    given = mlflow.cli.server.make_context("server", list(container["args"])).params
+    known = {each["name"]: each.get("value", "mlflow") for each in container["env"]}
+    words = [re.sub(r"\$\((\w+)\)", lambda name: known[name[1]], word) for word in container["args"]]
+    given = mlflow.cli.server.make_context("server", words).params
     service = f"mlflow.mlflow.svc.cluster.local:{given['port']}"
     assert service in given["allowed_hosts"].split(",")
     ((_, settings),) = config_values(bundle("base"))

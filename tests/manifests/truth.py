@@ -133,9 +133,9 @@ def _http() -> Http:
 
 def series_of(expression: str) -> Iterator[str]:
     """The series that a PromQL expression names."""
-    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^\]]*\]|\b(by|without|on|ignoring)\s*\([^)]*\)', " ", expression)
+    bare = re.sub(r'"[^"]*"|\boffset \w+|\{[^}]*\}|\[[^\]]*\]|\b(by|without|on|ignoring)\s*\([^)]*\)', " ", expression)
     for match in re.finditer(r"[a-zA-Z_:][\w:]*(?!\w)(?!\s*\()", bare):
-        if match.group() not in {"by", "and", "or", "unless", "bool", "offset"}:
+        if match.group() not in {"by", "and", "or", "unless", "bool"}:
             yield match.group()
 
 
