@@ -29,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from registry.answers import bound_answers
+from registry.documents import read_yaml
 from registry.errors import InvalidModel, RegistryUnavailable, VersionNotFound
 from registry.patience import NotAskedAgain, Patience, is_answer, within
 from registry.policies import Catalogue, EveryCarrier, Fixed, FollowAlias, FollowTag, Pinned, Policy
@@ -261,13 +262,13 @@ def _folder(uri: str) -> ModelVersion:
     client notes beside it (`registered_model_meta`) is no part of the digest, so no name is taken from there."""
     file = _path(uri) / "MLmodel"
     try:
-        said = yaml.safe_load(file.read_text("utf-8"))
+        said = read_yaml(file)
         id = next(str(said[key]) for key in ("model_id", "model_uuid", "run_id") if said.get(key))
         source = f"{uri} {file.stat().st_mtime_ns}"
         return ModelVersion("", id, source, run_id=str(said.get("run_id") or "") or None, exact=uri)
     except FileNotFoundError as error:
         raise VersionNotFound(f"{uri} has no MLmodel file") from error
-    except (OSError, yaml.YAMLError, AttributeError, StopIteration, ValueError) as error:
+    except (InvalidModel, OSError, yaml.YAMLError, AttributeError, StopIteration, ValueError) as error:
         raise RegistryUnavailable(f"{uri}/MLmodel cannot be read ({type(error).__name__})") from error
 
 

@@ -10,7 +10,11 @@ from typing import Any
 
 import yaml
 
+from registry.documents import read_yaml
 from registry.errors import InvalidModel
+
+#: What a signature may list, and how long the example beside it may be, in bytes; a longer one is not read.
+COLUMNS, LONGEST_EXAMPLE = 100_000, 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class MLmodel:
 def read_mlmodel(path: Path) -> MLmodel:
     """Parses `<path>/MLmodel` and the input example beside it. Raises InvalidModel, saying what is wrong."""
     try:
-        document = yaml.safe_load((path / "MLmodel").read_text("utf-8"))
+        document = read_yaml(path / "MLmodel")
         flavors = {str(name): dict(conf or {}) for name, conf in document["flavors"].items()}
         return MLmodel(
             path=path,
@@ -72,7 +76,7 @@ def read_mlmodel(path: Path) -> MLmodel:
         raise
     except OSError as error:
         raise InvalidModel(f"the version has no readable MLmodel file ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModel(f"the MLmodel file cannot be understood ({type(error).__name__})") from error
 
 
@@ -84,9 +88,11 @@ def _signature(text: Mapping[str, str] | None) -> Signature | None:
 
 def _specs(text: str | None) -> tuple[Column, ...] | tuple[Tensor, ...]:
     specs = json.loads(text) if text else []
+    if len(specs) > COLUMNS:
+        raise InvalidModel(f"the signature has more than {COLUMNS} columns")
     if any(spec["type"] == "tensor" for spec in specs):
         return tuple(
-            Tensor(spec.get("name"), spec["tensor-spec"]["dtype"], tuple(spec["tensor-spec"]["shape"]))
+            Tensor(_text(spec.get("name")), str(spec["tensor-spec"]["dtype"]), _shape(spec["tensor-spec"]["shape"]))
             for spec in specs
         )
     return tuple(
@@ -95,11 +101,21 @@ def _specs(text: str | None) -> tuple[Column, ...] | tuple[Tensor, ...]:
     )
 
 
+def _text(name: Any) -> str | None:
+    return None if name is None else str(name)
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    if len(sizes) > 32 or not all(type(size) is int and size >= -1 for size in sizes):
+        raise InvalidModel("the signature has a tensor whose shape is none")
+    return tuple(sizes)
+
+
 def _example(path: Path, info: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """The example as MLflow wrote it for serving (`dataframe_split` or `inputs`), else None."""
     name = (info or {}).get("serving_input_path")
     file = path / str(name)
-    if not name or file.parent != path or not file.is_file():
+    if not name or file.parent != path or not file.is_file() or file.stat().st_size > LONGEST_EXAMPLE:
         return None
     loaded = json.loads(file.read_text("utf-8"))
     return loaded if isinstance(loaded, dict) else None

@@ -78,12 +78,15 @@ class Configuration:
 def resolve(options: ModelOptions, tags: Mapping[str, str], metadata: Mapping[str, str]) -> Configuration:
     """Merges all sources. Raises InvalidModel that names the tag whose value cannot be used."""
     said = {**metadata, **tags}
-    layers = [options.entry, _from_model(said), options.defaults]
+    own = _from_model(said)
+    layers = [options.entry, own, options.defaults]
 
     def pick(key: str, default: Any) -> Any:
         return next((layer[key] for layer in layers if layer.get(key) is not None), default)
 
     builtin = BatchingLimits()
+    if own["max_rows"] is not None:  # a batch of more rows than may wait never comes, but warm-up would allocate it
+        own["max_rows"] = min(own["max_rows"], pick("max_queue", builtin.max_queue))
     limits = BatchingLimits(**{name: pick(name, getattr(builtin, name)) for name in BatchingLimits.__slots__})
     return Configuration(
         limits=limits,

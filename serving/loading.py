@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ from serving.trust import brings_code
 from serving.verdict import judge
 
 log = logging.getLogger("headway.lifecycle")
+#: What the input of one batch may take, in bytes.
+LARGEST_BATCH = 256 << 20
 
 
 #: The features that a version's run wrote down when it trained (`view:feature`), or None if it did not. Blocks.
@@ -139,6 +141,7 @@ class Loader:
         lookup = self._lookup(version, configuration, schema)
         assert model.signature is not None
         example = example_rows(model, schema)
+        configuration = _affordable(configuration, example or blank_rows(schema))
         runtime = self._runtime(version, model, schema, configuration)
         _say(self._name or version.name, version.version, runtime.engine)
         return Loaded(runtime, schema, model.signature, configuration, lookup, example, files)
@@ -171,6 +174,18 @@ def _say(model: str, version: str, engine: Engine) -> None:
     if engine.why is not None:
         facts["not_accelerated"] = engine.why
     log.info("runtime loaded", extra=facts)
+
+
+def _affordable(configuration: Configuration, example: Arrays) -> Configuration:
+    """The configuration with as many rows in a batch as its memory allows: a version says how wide its rows are."""
+    limits = configuration.limits
+    width = sum(array.nbytes // max(1, len(array)) for array in example)
+    most = max(1, min(limits.max_rows, LARGEST_BATCH // max(1, width)))
+    if most < limits.max_rows:
+        log.warning(
+            "batches have fewer rows than asked for, because rows are wide", extra={"rows": most, "bytes": width}
+        )
+    return replace(configuration, limits=replace(limits, max_rows=most))
 
 
 def warm(loaded: Loaded) -> float:

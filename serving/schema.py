@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,9 @@ from serving.errors import BadRequest
 FLOATS: dict[str, np.dtype[Any]] = {"double": np.dtype("float64"), "float": np.dtype("float32")}
 INTEGERS: dict[str, np.dtype[Any]] = {"long": np.dtype("int64"), "integer": np.dtype("int32")}
 NUMERIC = {**FLOATS, **INTEGERS}
+#: Of the input of one row, in bytes.
+LARGEST_ROW = 64 << 20
+_DTYPE, _WIDEST = re.compile(r"[a-z]+\d{0,3}(\[[a-zA-Z]{1,2}\])?"), 32
 #: Up to here a double holds every integer.
 EXACT = 2**53
 _NUMBERS = frozenset({int, float})
@@ -97,6 +102,8 @@ def compile_schema(signature: Signature | None, *, ignore_extra: bool = False) -
         tensors = tuple(t for t in signature.inputs if isinstance(t, Tensor))
         if any(t.shape[:1] != (-1,) for t in tensors):
             raise InvalidModel("the first dimension of every input tensor must be -1, the number of rows")
+        if sum(map(_bytes_of, tensors)) > LARGEST_ROW:
+            raise InvalidModel(f"one row of the signature takes more than {LARGEST_ROW} bytes")
         return InputSchema(tensors=tensors, ignore_extra=ignore_extra)
     columns = tuple(c for c in signature.inputs if isinstance(c, Column))
     for column in columns:
@@ -105,6 +112,17 @@ def compile_schema(signature: Signature | None, *, ignore_extra: bool = False) -
     types = {c.type for c in columns}
     matrix = FLOATS.get(types.pop()) if len(types) == 1 else None
     return InputSchema(columns=columns, matrix=matrix, ignore_extra=ignore_extra)
+
+
+def _bytes_of(tensor: Tensor) -> int:
+    """Of one row, with each dimension of any size as one. Raises InvalidModel for a type that is none."""
+    try:
+        dtype = np.dtype(tensor.dtype) if _DTYPE.fullmatch(tensor.dtype) else None
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.itemsize > _WIDEST:
+        raise InvalidModel("the signature has a tensor whose type is none")
+    return max(1, dtype.itemsize) * prod(max(1, size) for size in tensor.shape)
 
 
 def kinds_of(values: Sequence[Any]) -> set[type]:

@@ -12,11 +12,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
+from serving.archives import check_archive
 from serving.runtimes.choose import NO_FLAVOR, flavor_of
 from serving.slim import skops_io
 from serving.trusted_types import TRUSTED_SKOPS
 
+#: Of the description in a skops file: so much always, and more beside large arrays. While it is parsed nothing else runs.
+FREE_SCHEMA, LONGEST_SCHEMA = 16 << 20, 128 << 20
 _PYTHON_MODEL = "mlflow.pyfunc.model"
 
 
@@ -119,12 +123,24 @@ def _sklearn(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
 
 def _skops(file: Path) -> Iterator[str]:
     try:
+        _check_skops(file)
         untrusted = set(skops_io().get_untrusted_types(file=file)) - TRUSTED_SKOPS
+    except InvalidModel as error:
+        yield f"the skops file cannot be read: {error}"
+        return
     except Exception as error:  # noqa: BLE001  a crafted archive may make the scanner fail in any way
         yield f"the skops file cannot be read ({type(error).__name__})"
         return
     if untrusted:
         yield f"the skops file holds types that are not trusted: {', '.join(sorted(untrusted))[:300]}"
+
+
+def _check_skops(file: Path) -> None:
+    """Bounds of the archive, and of its one long text: a forest of two thousand trees describes itself in 31 MB."""
+    members = {member.filename: member for member in check_archive(file)}
+    described = members["schema.json"].file_size
+    if described > min(LONGEST_SCHEMA, FREE_SCHEMA + file.stat().st_size // 2):
+        raise InvalidModel(f"its description has {described} bytes")
 
 
 def _pytorch(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
