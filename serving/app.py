@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from registry.mlflow_registry import MlflowRegistry
 from registry.policies import EVERY, EveryCarrier, Fixed, Pinned, parse_reference
 from serving.crew import Alone, Crew
 from serving.dataplane import DataPlane
+from serving.doors import Doors
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
 from serving.herd import Herd
@@ -60,10 +61,11 @@ def serve(settings: Settings) -> int:
     return _run(settings, lambda own: own)
 
 
-def work(settings: Settings, end: socket.socket, number: int) -> int:
-    """Runs the server as one worker of several; `end` is its end of the link to their supervisor."""
+def work(settings: Settings, end: socket.socket, number: int, doors: Sequence[socket.socket]) -> int:
+    """Runs the server as one worker of several; `end` is its end of the link to their supervisor, `doors` are what they
+    listen on, by their numbers."""
     configure_logging(settings.monitoring.log_level, worker=number)
-    return _run(settings, lambda own: Linked(own, end))
+    return _run(settings, lambda own: Linked(own, end, Doors(doors, number)))
 
 
 def _run(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from monitoring.metrics import Metrics
 from registry.policies import EVERY
+from serving.doors import Doors
 from serving.fleet import Fleet, Seat
 from serving.lifecycle import State
 from serving.slices import Shared, in_slices
@@ -21,6 +22,8 @@ class Crew(Protocol):
 
     #: Whether this process listens, and goes on to.
     listens: bool
+    #: What it listens on for HTTP; None is its address.
+    doors: Doors | None
 
     @property
     def ready(self) -> bool:
@@ -54,6 +57,7 @@ class Alone:
     def __init__(self, fleet: Fleet, metrics: Metrics) -> None:
         self._fleet, self.metrics = fleet, metrics
         self.listens = False
+        self.doors: Doors | None = None
         self._page = Shared(self._write)
 
     @property

@@ -25,10 +25,10 @@ from kserve.protocol.rest.server import RESTServer
 
 from serving.crew import Crew
 from serving.dataplane import DataPlane
+from serving.doors import Doors
 from serving.errors import NotReady
 from serving.fleet import Fleet
 from serving.model import Repository
-from serving.ports import shared_port
 from serving.transport.grpc import build_server
 from serving.transport.kserve_errors import HANDLED, answer_error
 from serving.transport.lane import LaneProtocol
@@ -67,7 +67,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
             enable_latency_logging=False,
         )
         self._address, self.plane, self._fleet, self._crew = address, plane, fleet, crew
-        self._rest = _Rest(self, address, http)
+        self._rest = _Rest(self, address, http, crew.doors)
         self._grpc: grpc.aio.Server | None = None
         self.exit_code = 0
 
@@ -131,10 +131,10 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
 class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
     """KServe's REST server with our application and our bounds."""
 
-    def __init__(self, server: HeadwayServer, address: Address, http: App) -> None:
+    def __init__(self, server: HeadwayServer, address: Address, http: App, doors: Doors | None) -> None:
         super().__init__("kserve.model_server:app", server.dataplane, server.model_repository_extension, address.port)
         self.config = _config(http, address, _protocol(server.plane, address))
-        self._server = _Uvicorn(self.config, shared=address.shared)
+        self._server = _Uvicorn(self.config, doors)
 
     def _add_exception_handlers(self, app: FastAPI) -> None:
         """Behind KServe's app every error is one of the contract."""
@@ -196,13 +196,33 @@ def _protocol(plane: DataPlane, address: Address) -> Callable[..., Protocol]:
 class _Uvicorn(uvicorn.Server):
     """Uvicorn without signal handlers of its own: the server above decides when the port closes."""
 
-    def __init__(self, config: uvicorn.Config, *, shared: bool = False) -> None:
+    def __init__(self, config: uvicorn.Config, doors: Doors | None = None) -> None:
         super().__init__(config)
-        self._shared = shared
+        self._doors = doors
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until it should exit; on a port that is shared, from a socket of our own."""
-        await super().serve([shared_port(self.config.host, self.config.port)] if self._shared else sockets)
+        """Serves until it should exit; one of several workers from the socket of its own."""
+        await super().serve(sockets if self._doors is None else [self._doors.own])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; one of several workers may be asked to accept from another's socket from now on."""
+        await super().startup(sockets)
+        if self._doors is not None:
+            self._doors.opened(self._listen)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening, then waits for what is in flight."""
+        for server in self.servers:
+            server.close()
+        if self._doors is not None:
+            self._doors.shut()
+        await super().shutdown(sockets)
+
+    async def _listen(self, door: socket.socket) -> asyncio.Server:
+        protocol: Any = self.config.http_protocol_class
+        made = partial(protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(made, sock=door, backlog=self.config.backlog)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:

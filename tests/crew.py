@@ -1,7 +1,8 @@
 """Workers that load no model and serve nobody: what a real supervisor does with them is seen in milliseconds.
 
 What one does is in files of its folder, named by its number: `exit-1` has the code that it ends with at its start,
-`mute-1` keeps it from saying hello, `unready-1` from being ready, `deaf-1` from answering, `nudges-1` has it nudge.
+`mute-1` keeps it from saying hello, `unready-1` from being ready, `deaf-1` from answering, `busy-1` too, while it
+computes, `nudges-1` has it nudge. `doors-1` says whom it stands in for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Collection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from monitoring.metrics import Metrics
 from serving.crew import Alone
+from serving.doors import Doors
 from serving.fleet import Fleet
 from serving.named import Finder
 from serving.workers.linked import Linked
@@ -58,6 +61,17 @@ class Puppet(Alone):
         return 1
 
 
+class Told(Doors):
+    """Says whom it was told to stand in for."""
+
+    def __init__(self, own: Puppet) -> None:
+        super().__init__((), 0)
+        self._puppet = own
+
+    def stand_in(self, numbers: Collection[int]) -> None:
+        self._puppet.say("doors", str(list(numbers)))
+
+
 def work(folder: Path, end: socket.socket, number: int) -> None:
     """The life of one worker."""
     own = Puppet(folder, number)
@@ -66,7 +80,7 @@ def work(folder: Path, end: socket.socket, number: int) -> None:
         sys.exit(int((folder / f"exit-{number}").read_text()))
     if own.told("mute"):
         time.sleep(3600)
-    asyncio.run(_work(own, Linked(own, end)))
+    asyncio.run(_work(own, Linked(own, end, Told(own))))
 
 
 async def _work(own: Puppet, crew: Linked) -> None:
@@ -82,6 +96,8 @@ async def _work(own: Puppet, crew: Linked) -> None:
         own.say("ready", str(crew.ready))
         if own.told("deaf"):
             time.sleep(3600)  # nothing of the loop runs
+        while own.told("busy"):
+            pass
         if own.told("nudges"):
             crew.nudge("m")
         await asyncio.sleep(0.02)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +226,26 @@ def test_a_worker_that_is_killed_harms_nobody_on_the_other(pair: Server, clients
     assert pair.metric("headway_worker_restarts_total", reason="crashed") == 1
     for client in fresh:
         client.close()
+
+
+@pytest.mark.audit("30d")
+def test_a_stopped_worker_fails_no_probe_and_is_replaced_soon(pair: Server) -> None:
+    """Each probe has a connection of its own, half of them at the socket of the one that is stopped: the other answers
+    them. It took 37 seconds, in which half of the probes timed out."""
+    victim, began = workers(pair)[0].pid, time.monotonic()
+    hung = pair.metric("headway_worker_restarts_total", reason="hung") or 0.0
+    os.kill(victim, signal.SIGSTOP)
+    seen: list[int] = []
+    pair.until(lambda: _probed(pair, seen) and not psutil.pid_exists(victim), "killed", 60)
+    pair.until(lambda: back(pair, seen), "back", 60)
+    assert time.monotonic() - began < 25
+    assert set(seen) == {200}
+    assert pair.metric("headway_worker_restarts_total", reason="hung") == hung + 1
+
+
+def _probed(server: Server, seen: list[int]) -> bool:
+    seen.append(requests.get(f"{server.base}/ready", timeout=3).status_code)
+    return True
 
 
 def answered(server: Server, model: str) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from serving.crew import Alone
+from serving.doors import Doors
 from serving.errors import NotReady, ServingError
 from serving.slices import Shared
 from serving.workers.link import Link, LinkLost, Refused
@@ -26,8 +27,8 @@ REPLAY_SECONDS = 60.0
 class Linked:
     """A process's crew while it is a worker: `own` is what it does itself, `end` its end of the link."""
 
-    def __init__(self, own: Alone, end: socket.socket) -> None:
-        self._own, self._end = own, end
+    def __init__(self, own: Alone, end: socket.socket, doors: Doors | None = None) -> None:
+        self._own, self._end, self.doors = own, end, doors
         self.listens = False
         self._link: Link | None = None
         self._all_ready = False
@@ -96,6 +97,9 @@ class Linked:
                 return None
             case "crew":
                 self._all_ready = facts["ready"]
+                if self.doors is not None:
+                    self.doors.ending = facts["ending"]
+                    self.doors.stand_in(facts["doors"])
                 if facts["listen"]:
                     self._admitted.set()
             case "page":
@@ -111,6 +115,8 @@ class Linked:
     async def _follow(self, link: Link, stop: Callable[[], None]) -> None:
         await link.run()
         log.error("the supervisor is gone")
+        if self.doors is not None:
+            self.doors.ending = True
         stop()
 
     async def _report(self, link: Link) -> None:

@@ -8,11 +8,14 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+import psutil
 
 from serving.workers.link import Link, LinkLost, Refused
 
@@ -35,16 +38,23 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Seconds. What workers are forked from comes up within `warm`. A worker that says nothing for `heartbeat`, or has not
-    said hello after `hello`, is killed; pauses before the next start grow from `first_pause` to `longest_pause`, and begin
-    anew for one that lived for `steady`."""
+    """Seconds. What workers are forked from comes up within `warm`. For a worker that says nothing for `hush` others accept
+    connections; one that says nothing and does nothing for `still` is killed, one that computes after `heartbeat`, one that
+    has not said hello after `hello`. Pauses before the next start grow from `first_pause` to `longest_pause`, and begin anew
+    for one that lived for `steady`."""
 
     warm: float = 300.0
+    hush: float = 0.25
+    still: float = 5.0
     heartbeat: float = 30.0
     hello: float = 120.0
     first_pause: float = 0.5
     longest_pause: float = 30.0
     steady: float = 60.0
+
+
+#: What a process computes of a core at least, if it does anything.
+IDLE = 0.05
 
 
 class Member:
@@ -54,21 +64,24 @@ class Member:
         """`early`: it listens before it is ready, and counts from the start: nobody else answers yet."""
         self.number, self.id, self.early = number, id, early
         self.ready = self.listens = self.said_farewell = self.retired = False
+        #: It has left a question unanswered for a while.
+        self.silent = False
         self.link: Link | None = None
         self.fate: Fate | None = None
         self.process: BaseProcess | None = None
         self._hello = asyncio.Event()
-        self._told: dict[str, bool] | None = None
+        self._told: dict[str, Any] | None = None
 
-    async def live(self, start: Start, hear: Hear, bounds: Bounds) -> int:
-        """Forks the worker, and returns its exit code when it has ended. `hear` answers it.
+    async def live(self, start: Start, hear: Hear, changed: Callable[[], None], bounds: Bounds) -> int:
+        """Forks the worker, and returns its exit code when it has ended. `hear` answers it; `changed` is told when it falls
+        silent, and when it speaks again.
 
         Raises OSError or EOFError if there is nothing to fork from.
         """
         ours, theirs = socket.socketpair()
         self.link = await Link.over(ours, lambda what, facts: hear(self, what, facts))
         reading = asyncio.create_task(self.link.run())
-        watching = asyncio.create_task(self._watch(bounds))
+        watching = asyncio.create_task(self._watch(bounds, changed))
         try:
             with theirs:
                 self.process = start(self.number, theirs)
@@ -84,6 +97,21 @@ class Member:
         """The worker is up, and answers from now on."""
         self._hello.set()
 
+    def say(self, *, ready: bool, listens: bool) -> None:
+        """What the worker says of itself."""
+        if self.listens and not listens:
+            self.early = False  # it ends, and the next one listens when it is ready
+        self.ready, self.listens = ready, listens
+
+    def end(self) -> None:
+        """The worker is gone, or never was."""
+        self.ready = self.listens = self.early = self.silent = False
+
+    @property
+    def absent(self) -> bool:
+        """Whether nobody accepts in this place, though somebody did and will again."""
+        return not (self.listens or self.early)
+
     @property
     def speaks(self) -> bool:
         """Whether it can be asked."""
@@ -94,7 +122,7 @@ class Member:
         if self.link is not None:
             self.link.tell(what, facts)
 
-    def tell_crew(self, said: dict[str, bool]) -> None:
+    def tell_crew(self, said: dict[str, Any]) -> None:
         """The state of all, if it is another than it was told."""
         if self.speaks and said != self._told:
             self._told = said
@@ -128,24 +156,59 @@ class Member:
             self.fate = Fate.CRASHED if code < 0 else Fate.EXITED
         return code
 
-    async def _watch(self, bounds: Bounds) -> None:
-        """Kills a worker that does not say hello, or leaves two questions in a row unanswered.
-
-        Two: if this process stood still, the answer to the first may lie unread when its time is over.
-        """
+    async def _watch(self, bounds: Bounds, changed: Callable[[], None]) -> None:
+        """Kills a worker that does not say hello, or has fallen silent for good."""
         try:
             async with asyncio.timeout(bounds.hello):
                 await self._hello.wait()
-            missed = 0
-            while missed < 2:
-                missed = 0 if await self._answers(bounds.heartbeat / 2) else missed + 1
-                await asyncio.sleep(0 if missed else bounds.heartbeat / 4)
+            while True:
+                if not await self._lives(bounds, changed):
+                    break
+                await asyncio.sleep(bounds.hush)
         except TimeoutError:
             pass
         except LinkLost:
             return  # it ends by itself, having lost us
         self.fate = Fate.HUNG
         self.signal(signal.SIGKILL)
+
+    async def _lives(self, bounds: Bounds, changed: Callable[[], None]) -> bool:
+        """Whether the worker answers, however late, as long as it does something meanwhile."""
+        began, computed = time.monotonic(), self._computed()
+        while True:
+            # Two questions: if this process stood still, the answer to the first may lie unread when its time is over.
+            for share in (0.8, 0.2):
+                if await self._speaks_up(share * min(bounds.still, bounds.heartbeat), bounds.hush, changed):
+                    return True
+            silence = time.monotonic() - began
+            if silence >= bounds.heartbeat or self._computed() - computed < IDLE * silence:
+                return False
+
+    async def _speaks_up(self, seconds: float, hush: float, changed: Callable[[], None]) -> bool:
+        """Whether one question is answered in that time; after `hush` the worker counts as silent until it is."""
+        fallen = asyncio.get_running_loop().call_later(hush, self._mark, True, changed)
+        try:
+            answered = await self._answers(seconds)
+        finally:
+            fallen.cancel()
+        if answered:
+            self._mark(False, changed)
+        return answered
+
+    def _mark(self, silent: bool, changed: Callable[[], None]) -> None:
+        if self.silent != silent:
+            self.silent = silent
+            changed()
+
+    def _computed(self) -> float:
+        """Seconds of a core that the worker has used."""
+        if self.process is None or self.process.pid is None:
+            return 0.0
+        try:
+            used = psutil.Process(self.process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0  # it has just ended
+        return float(used.user + used.system)
 
     async def _answers(self, seconds: float) -> bool:
         try:

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -31,20 +32,23 @@ def supervise(settings: Settings, bounds: Bounds = BUILT_IN) -> int:
     for port in (server.port, server.grpc_port):
         check_port(server.host, port)
     with ExitStack() as held:
-        # Held, and never listened on: nobody else gets the ports while no worker is there, and a port 0 is one number.
-        ports = [held.enter_context(shared_port(server.host, port)) for port in (server.port, server.grpc_port)]
-        own = share(settings, server.workers, *(each.getsockname()[1] for each in ports))
+        # Held here: nobody else gets the ports while no worker is there, and a port 0 is one number. The worker of each
+        # place listens on its door, and what waits there outlives it; gRPC takes no socket, and has the port's number.
+        first, grpc = (held.enter_context(shared_port(server.host, port)) for port in (server.port, server.grpc_port))
+        port = first.getsockname()[1]
+        doors = [first, *(held.enter_context(shared_port(server.host, port)) for _ in range(1, server.workers))]
+        own = share(settings, server.workers, port, grpc.getsockname()[1])
         log.info("starting workers", extra={"workers": server.workers, "port": own.server.port})
-        supervisor = Supervisor(server.workers, Forkserver(own), drain_bound(settings), bounds)
+        supervisor = Supervisor(server.workers, Forkserver(own, doors), drain_bound(settings), bounds)
         return asyncio.run(supervisor.run())
 
 
 class Forkserver:
     """The process that workers are forked from. It lives as long as the supervisor and the workers do."""
 
-    def __init__(self, settings: Settings) -> None:
-        """`settings` are those of every worker."""
-        self._settings = settings
+    def __init__(self, settings: Settings, doors: Sequence[socket.socket]) -> None:
+        """`settings` are those of every worker, `doors` what they listen on, by their numbers."""
+        self._settings, self._doors = settings, tuple(doors)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["serving.workers.preload"])
 
@@ -64,7 +68,7 @@ class Forkserver:
 
     def start(self, number: int, end: socket.socket) -> BaseProcess:
         """Forks a worker, in milliseconds once it is warm."""
-        process = self._context.Process(target=work, args=(self._settings, end, number))
+        process = self._context.Process(target=work, args=(self._settings, end, number, self._doors))
         process.start()
         return process
 

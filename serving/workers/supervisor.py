@@ -117,11 +117,15 @@ class Supervisor:
         try:
             async with asyncio.timeout(self._bounds.warm):
                 await in_thread(self._nursery.warm)
-            code = 0 if self._ending.is_set() else await member.live(self._nursery.start, self._hear, self._bounds)
+            code = (
+                0
+                if self._ending.is_set()
+                else await member.live(self._nursery.start, self._hear, self._publish, self._bounds)
+            )
         except (OSError, EOFError) as error:  # a TimeoutError is an OSError
             log.error("a worker cannot be started", extra={"worker": member.number}, exc_info=error)
             member.fate, code = Fate.START, 1
-        member.ready = member.listens = member.early = False
+        member.end()
         self._publish()
         async with self._counting:
             member.retired = True
@@ -167,8 +171,16 @@ class Supervisor:
         answering = [member for member in self._members if member.early or member.listens]
         ready = not self._ending.is_set() and bool(answering) and all(member.ready for member in answering)
         self._metrics.workers.set(sum(member.listens for member in self._members))
+        doors, ending = self._stand_ins(), self._ending.is_set()
         for member in self._members:
-            member.tell_crew({"ready": ready, "listen": member.early or not answering})
+            said = {"listen": member.early or not answering, "doors": doors.get(member.number, [])}
+            member.tell_crew({"ready": ready, "ending": ending, **said})
+
+    def _stand_ins(self) -> dict[int, list[int]]:
+        """Who accepts for those that do not, in turn: nobody who connects waits for a worker that is stopped or gone."""
+        fit = [member.number for member in self._members if member.listens and not member.silent]
+        unfit = [member.number for member in self._members if member.silent or member.absent]
+        return {number: unfit[at :: len(fit)] for at, number in enumerate(fit)}
 
     async def _hear(self, member: Member, what: str, facts: Any) -> Any:
         """Answers a worker."""
@@ -180,7 +192,7 @@ class Supervisor:
                 asyncio.get_running_loop().call_soon(self._publish)
                 return {"loaded": list(self._loaded)}
             case "state":
-                member.ready, member.listens = facts["ready"], facts["listens"]
+                member.say(ready=facts["ready"], listens=facts["listens"])
                 self._ever_listened = self._ever_listened or member.listens
                 self._publish()
             case "farewell":
@@ -201,7 +213,7 @@ class Supervisor:
         return await self._page()
 
     async def _write(self) -> bytes:
-        await asyncio.gather(*(self._ask_for_page(member) for member in self._members if member.speaks))
+        await asyncio.gather(*(self._ask_for_page(m) for m in self._members if m.speaks and not m.silent))
         async with self._counting:
             return await in_thread(self._merged)
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from serving.commands.serve import leave
 from serving.settings import Settings
@@ -25,12 +26,12 @@ def drain_bound(settings: Settings) -> float:
     return settings.server.drain_delay_seconds + settings.server.drain_seconds + MARGIN_SECONDS
 
 
-def work(settings: Settings, end: socket.socket, number: int) -> None:
+def work(settings: Settings, end: socket.socket, number: int, doors: Sequence[socket.socket]) -> None:
     """Serves as one of several workers until a signal, or until the supervisor is gone. Exits with a code."""
     threading.Thread(target=_outlive_briefly, args=(drain_bound(settings),), daemon=True).start()
     from serving.app import work as serve
 
-    code = FAILED_FAST if serve(settings, end, number) else 0
+    code = FAILED_FAST if serve(settings, end, number, doors) else 0
     leave(code)
     sys.exit(code)
 

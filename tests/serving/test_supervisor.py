@@ -185,6 +185,42 @@ async def test_one_that_does_not_answer_is_replaced(tmp_path: Path, how: str) ->
         assert await made.metric("headway_worker_restarts_total", reason="hung") == 1
 
 
+@pytest.mark.audit("30d")
+async def test_while_one_is_silent_or_away_another_stands_in_for_it(tmp_path: Path) -> None:
+    """Long before it is given up: at once, and until it answers again, or the next one listens."""
+    async with crew(tmp_path, bounds=replace(BOUNDS, still=20.0)) as made:
+        await made.until_ready()
+        before = int(str(made.hear("listens-2")))
+        os.kill(before, signal.SIGSTOP)
+        await made.until_says("doors-1", "[2]")
+        os.kill(before, signal.SIGCONT)
+        await made.until_says("doors-1", "[]")
+        made.say("unready-2")  # the next one does not listen before it is ready
+        os.kill(before, signal.SIGKILL)
+        await made.until_says("doors-1", "[2]")
+        (tmp_path / "unready-2").unlink()
+        await made.replaced(2, str(before))
+        await made.until_says("doors-1", "[]")
+        assert await made.metric("headway_worker_restarts_total", reason="hung") == 0
+
+
+@pytest.mark.audit("30d")
+async def test_one_that_does_nothing_is_given_up_before_one_that_computes(tmp_path: Path) -> None:
+    """A loop that is held up by its own work comes back; a process that does nothing at all does not."""
+    async with crew(tmp_path, bounds=replace(BOUNDS, still=0.5)) as made:
+        await made.until_ready()
+        before = made.hear("listens-2")
+        made.say("busy-2")
+        await made.until_says("doors-1", "[2]")
+        await asyncio.sleep(2)
+        (tmp_path / "busy-2").unlink()
+        await made.until_says("doors-1", "[]")
+        assert made.hear("listens-2") == before
+        os.kill(int(str(before)), signal.SIGSTOP)
+        await made.replaced(2, before)
+        assert await made.metric("headway_worker_restarts_total", reason="hung") == 1
+
+
 def _runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
