@@ -15,6 +15,7 @@ from typing import Any
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from serving.archives import check_archive
+from serving.brought_code import code_in_files
 from serving.runtimes.choose import NO_FLAVOR, flavor_of
 from serving.slim import skops_io
 from serving.trusted_types import TRUSTED_SKOPS
@@ -22,6 +23,25 @@ from serving.trusted_types import TRUSTED_SKOPS
 #: Of the description in a skops file: so much always, and more beside large arrays. While it is parsed nothing else runs.
 FREE_SCHEMA, LONGEST_SCHEMA = 16 << 20, 128 << 20
 _PYTHON_MODEL = "mlflow.pyfunc.model"
+_FLAVORS = (
+    "catboost diffusers dspy dspy.load h2o johnsnowlabs keras keras.load langchain langchain.model lightgbm llama_index "
+    "llama_index.model onnx openai openai.model paddle pmdarima prophet pytorch sentence_transformers shap sklearn spacy spark "
+    "statsmodels tensorflow transformers xgboost"
+)
+#: MLflow's loaders of models; any other module of it is not there to be imported by a version.
+_LOADERS = frozenset(f"mlflow.{name}" for name in _FLAVORS.split())
+#: Methods of estimators that only answer. `fit_predict` would learn from requests.
+_ANSWERING = frozenset(
+    {
+        "predict",
+        "predict_proba",
+        "predict_log_proba",
+        "predict_joint_log_proba",
+        "score",
+        "transform",
+        "decision_function",
+    }
+)
 
 
 def brings_code(model: MLmodel) -> bool:
@@ -67,13 +87,15 @@ def _code(model: MLmodel) -> Iterator[str]:
     pyfunc, loader = model.flavor("python_function"), _loader(model)
     if "python_model" in pyfunc or "model_code_path" in pyfunc or loader == _PYTHON_MODEL:
         yield "the version is a PythonModel, which is code: set allow_code to load it"
-    elif loader and not loader.startswith("mlflow."):
+    elif loader and loader not in _LOADERS:
         yield f"the loader module {loader[:64]!r} is not MLflow's own: set allow_code to load it"
     onnx = model.flavor("onnx")
     if _options_of_onnxruntime(onnx):
         yield "the onnx flavour sets options of onnxruntime, which may load libraries: set allow_code to load it"
     if flavor_of(model) == "pytorch":
         yield from _evaluated(model)
+    if flavor_of(model) == "python_function":
+        yield from code_in_files(model)
 
 
 def _onnx(model: MLmodel) -> Iterator[str]:
@@ -101,8 +123,11 @@ def _pyfunc(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
     loader = _loader(model)
     if not loader:
         yield "the python_function flavour names no loader module"
-    elif loader.startswith("mlflow.") and loader != _PYTHON_MODEL and not allow_pickle:
+    elif loader in _LOADERS and not allow_pickle:
         yield f"models of {loader[:64]} may hold pickles: set allow_pickle to load them"
+    conf = model.flavor("python_function")
+    if any(_leads_out(model, str(conf[key])) for key in ("data", "model_path") if conf.get(key)):
+        yield "the MLmodel file names data that is not in the version's folder"
 
 
 def _serialization(model: MLmodel) -> str:
@@ -112,6 +137,9 @@ def _serialization(model: MLmodel) -> str:
 
 def _sklearn(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
     serialization = _serialization(model)
+    method = str(model.flavor("python_function").get("predict_fn", "predict"))
+    if method not in _ANSWERING:
+        yield f"the python_function flavour calls {method[:64]!r}, which is no method that only answers"
     file = _inside(model, str(model.flavor("sklearn").get("pickled_model", "")))
     if file is None:
         yield "the MLmodel file names a model file that is not in the version's folder"
@@ -172,6 +200,10 @@ def _exported(model: MLmodel) -> bool:
     from serving.runtimes.pytorch import saved_as_pt2
 
     return saved_as_pt2(model)
+
+
+def _leads_out(model: MLmodel, name: str) -> bool:
+    return not (model.path / name).resolve().is_relative_to(model.path.resolve())
 
 
 def _inside(model: MLmodel, name: str) -> Path | None:

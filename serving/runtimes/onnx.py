@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from serving.schema import InputSchema
 _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
           "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_, "tensor(string)": np.object_,
           "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(uint8)": np.uint8}  # fmt: skip
+#: What onnxruntime defines itself, operators of its own that run Python or load compiled graphs, and a plain name of a file:
+#: it takes some others for addresses in memory.
+_DOMAINS, _ELSEWHERE = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}), frozenset({"PythonOp", "EPContext"})
+_PLAIN = re.compile(r"[\w .@+=,/-]+")
+MOST_THREADS = 256
 _LABELS = ("tensor(int64)", "tensor(string)")
 
 
@@ -138,7 +144,7 @@ def _options(conf: Mapping[str, Any]) -> Any:
     options, said = onnxruntime.SessionOptions(), conf.get("onnx_session_options") or {}
     for key in ("intra_op_num_threads", "inter_op_num_threads"):
         if said.get(key):
-            setattr(options, key, int(said[key]))
+            setattr(options, key, max(0, min(int(said[key]), MOST_THREADS)))
     for key, value in (said.get("extra_session_config") or {}).items():
         options.add_session_config_entry(key, value)
     return options
@@ -161,24 +167,36 @@ def onnx_reasons(model: MLmodel) -> Iterator[str]:
     try:
         graph = onnx.load(str(file), load_external_data=False)
         places = {
-            entry.value for tensor in _tensors(graph) for entry in tensor.external_data if entry.key == "location"
+            entry.value
+            for tensor in _of(graph, onnx.TensorProto)
+            for entry in tensor.external_data
+            if entry.key == "location"
         }
     except Exception as error:  # noqa: BLE001  a crafted file may make the parser fail in any way
         yield f"the onnx file cannot be read ({type(error).__name__})"
         return
-    if any(not _within(model, file.parent / place) for place in places):
+    if any(not _PLAIN.fullmatch(place) or not _within(model, file.parent / place) for place in places):
         yield "the onnx file names data that is not in the version's folder"
+    foreign = _foreign(graph)
+    if foreign:
+        yield f"the onnx file has operators that are not onnxruntime's own: {', '.join(foreign)[:200]}"
 
 
-def _tensors(message: Any) -> Iterator[Any]:
-    """Every tensor of a parsed graph, wherever it hides: in attributes, subgraphs and functions too."""
+def _foreign(graph: Any) -> list[str]:
+    """Domains of operators that neither onnxruntime nor a function of the graph defines, and operators that call elsewhere."""
+    own = {function.domain for function in graph.functions}
+    nodes = [(node.domain, node.op_type) for node in _of(graph, onnx.NodeProto)]
+    return sorted({f"{d}:{op}" for d, op in nodes if d not in _DOMAINS | own or op in _ELSEWHERE})
+
+
+def _of(message: Any, kind: Any) -> Iterator[Any]:
+    """Every part of that kind in a parsed graph, wherever it hides: in attributes, subgraphs and functions too."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_MESSAGE:
             for part in value if field.is_repeated else (value,):
-                if isinstance(part, onnx.TensorProto):
+                if isinstance(part, kind):
                     yield part
-                else:
-                    yield from _tensors(part)
+                yield from _of(part, kind)
 
 
 def _file(model: MLmodel) -> Path | None:
