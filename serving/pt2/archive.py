@@ -55,7 +55,7 @@ def code_in(file: Path) -> Iterator[str]:
     try:
         members = check_archive(file, stored=True)
         with zipfile.ZipFile(file) as archive:
-            program = json.loads(read_text(archive, f"{_top(members)}/{_PROGRAM}"))
+            program = json.loads(read_text(archive, f"{_top(members)}/{_PROGRAM}").decode("utf-8"))
     except (InvalidModel, ValueError, KeyError, RecursionError, zipfile.BadZipFile):
         return
     yield from texts_refused(program)
@@ -86,7 +86,7 @@ def _check_records(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], top
 def _check_config(text: bytes, folder: str, sizes: dict[str, int]) -> None:
     """Tensors as bytes, each no larger than its record; none pickled."""
     try:
-        for name, entry in json.loads(text)["config"].items():
+        for name, entry in json.loads(text.decode("utf-8"))["config"].items():
             record, meta = f"{folder}/{entry['path_name']}", entry["tensor_meta"]
             shape = [size["as_int"] for size in meta["sizes"]]
             if entry["use_pickle"] or not _RECORDS.fullmatch(record) or not KEY.fullmatch(name[:200]):
