@@ -195,7 +195,7 @@ def _changed(r: random.Random, document: Any) -> Any:
             break
         parent, key = r.choice(places)
         if key == "shape" and r.random() < 0.7:
-            parent[key] = r.choice(SHAPES)
+            parent[key] = list(r.choice(SHAPES))
         elif key == "datatype" and r.random() < 0.7:
             parent[key] = r.choice(DATATYPES)
         elif key == "binary_data_size" and isinstance(parent[key], int):
