@@ -30,10 +30,10 @@ class Exchange(Head):
         self._receive = receive
         self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
 
-    async def body(self, limit: int | None = None) -> bytes:
-        """The whole body. Raises BodyTooLarge as soon as it is known to be too long; a route may take less."""
+    async def body(self, limit: int | None = None, of: str = "this route takes") -> bytes:
+        """The whole body. Raises BodyTooLarge as soon as it is known to be too long; a route may take less, and say why."""
         if limit is not None and limit < self.limit:
-            self.limit, self.limited_by = limit, "this route takes"
+            self.limit, self.limited_by = limit, of
         self.check_length()
         body = await self._next()
         if not self._unread and len(body) <= self.limit:

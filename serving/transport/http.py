@@ -129,7 +129,7 @@ class Http(Routes):
             self._plane.manager(target.model)
             if target.version or target.label:
                 raise NotFound("A CloudEvent asks for what is current, without a version and without a label.")
-            body = await exchange.body(LONGEST_EVENT)
+            body = await exchange.body(LONGEST_EVENT, "a CloudEvent may be")
             if not body.strip():
                 raise BadRequest("The body is empty.")
         except ServingError as error:

@@ -112,7 +112,9 @@ def test_an_event_has_a_bound_of_its_own(server: Server, structured: bool) -> No
             "content-type": "application/json",
         }
     with Watch(server) as watch:
-        check_error(ask(server, "POST", PREDICT, b'{"instances": %b}' % many(b"{}"), headers), 413, "route takes")
+        check_error(
+            ask(server, "POST", PREDICT, b'{"instances": %b}' % many(b"{}"), headers), 413, "a CloudEvent may be"
+        )
     assert watch.longest < STALL_SECONDS
 
 
