@@ -70,15 +70,20 @@ class DecodePool:
         pace = Pace(deadline)
         self._inside.add(pace)
         try:
+            working = self._start(work, pace)
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, _begin, work, pace)
+                return await working
         except TimeoutError:
             raise DeadlineExceeded(_LATE) from None
-        except RuntimeError:  # the machine has no thread to give
-            raise NotReady("The server has no thread to decode the request; ask again.") from None
         finally:
             self._inside.discard(pace)
             pace.stop(DeadlineExceeded(_LATE))  # nobody hears it
+
+    def _start(self, work: Callable[[Pace], T], pace: Pace) -> asyncio.Future[T]:
+        try:
+            return asyncio.get_running_loop().run_in_executor(self._threads, _begin, work, pace)
+        except RuntimeError:  # the machine has no thread to give
+            raise NotReady("The server has no thread to decode the request; ask again.") from None
 
     def close(self, error: Exception) -> None:
         """Fails whoever is being decoded, or waits for it, at the next slice."""
