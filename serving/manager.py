@@ -312,11 +312,12 @@ class ModelManager:
     async def _bring_up(self, servable: Servable) -> None:
         """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays. Time
         counts when there is room, and not while it is waited for."""
-        bound, version = asyncio.timeout(self._load_seconds), servable.version
+        bound, version = asyncio.timeout(None), servable.version
         try:
             LOST.check(self.name, version.version)
             self._attempts.check(version)
             async with self._room(servable), bound:
+                bound.reschedule(asyncio.get_running_loop().time() + self._load_seconds)
                 loaded = await self._attempts.run(version, lambda: self._loader.load(version), Loaded.dispose)
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)

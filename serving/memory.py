@@ -34,6 +34,7 @@ STALLED_SECONDS = 60.0
 #: After so long a measure refuses for half of what it is over the version's files.
 HALF_LIFE_SECONDS = 60.0
 SETTLE_SECONDS = 0.2
+GOING = (State.DRAINING, State.FAILED)
 #: Versions whose size is remembered after they left.
 MOST_REMEMBERED = 10_000
 
@@ -207,9 +208,9 @@ class Memory:
 
     def _least(self, known: Measure, coming: Servable) -> int:
         """In an empty budget a version is tried, whatever it was measured at: that harms nobody."""
-        now = self._clock()
-        tried = now - known.at < RETRY_SECONDS
-        return known.least(now) if tried or self._others(coming) else known.files
+        now, holders = self._clock(), self._residents.holders
+        alone = all(s is coming or s.state in GOING for h in holders for s in h.servables)
+        return known.files if alone and now - known.at >= RETRY_SECONDS else known.least(now)
 
     async def _settled(self) -> int:
         await in_thread(give_back)  # what loading took in passing is not what the model takes
