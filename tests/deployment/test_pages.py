@@ -134,7 +134,7 @@ RECORDER = '#!/bin/sh\nexec python3 -c \'import json, sys; open("{log}", "a").wr
 
 def recorded(tmp_path: Path, page: str) -> Iterator[list[str]]:
     """Every command of a page's blocks, as a shell takes it apart; nothing real is run."""
-    programs = ["kubectl", "kind", "curl", *(f"scripts/{p.name}" for p in (ROOT / "scripts").glob("*.sh"))]
+    programs = ["kubectl", "kind", "curl", "docker", *(f"scripts/{p.name}" for p in (ROOT / "scripts").glob("*.sh"))]
     (tmp_path / "scripts").mkdir()
     log = tmp_path / "log"
     for name in programs:
