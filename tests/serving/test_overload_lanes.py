@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from serving.configuration import resolve
+from serving.options import options_of
+from serving.settings import Batching, ModelEntry, Settings
 from tests.lanes import INFER, Listening, answers, listening, predictions, rows, sized
 
 LANES = pytest.mark.parametrize("lane", ["protocol", "asgi"])
@@ -155,3 +158,12 @@ async def test_other_models_routes_answer_while_one_is_full(lane: str) -> None:
             assert answers(heard)[0][0] == 200
         assert predictions(await server.say(sized(rows(2.0), close=True))) == [503]
         assert await queue.end() == [200]
+
+
+@pytest.mark.audit("38")
+@pytest.mark.parametrize(("said", "allowed"), [({}, False), ({"client_priority": True}, True)])
+def test_no_version_gives_its_clients_priority(said: dict[str, bool], allowed: bool) -> None:
+    """The model's entry does; a tag of that name says nothing."""
+    tags = {"headway.client_priority": str(not allowed).lower()}
+    entry = ModelEntry(name="m", uri="models:/m/1", batching=Batching(**said))
+    assert resolve(options_of(entry, Settings()), tags, tags).limits.client_priority is allowed
