@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving.rollout import knative
-from serving.rollout.canary import Failed
+from serving.rollout.canary import Canary, Driver, Failed
 from tests.deployment.acting import NAME, ROUTE, Killed, Model, Session, all_shares, session
 from tests.deployment.clusters import REMOVE, ROOT, VERSION, manifest, patched, percent, replace, running, with_route
 from tests.deployment.controller import Cluster, version_of
@@ -535,3 +535,77 @@ def test_the_recorded_ends_are_the_ends_of_the_verbs() -> None:
         earlier = (recorded(state) for state in states if status(recorded(state)) != status(recorded(states[-1])))
         assert not any(isinstance(verb(state), knative.Done) for state in earlier)
     assert len(played) >= 8
+
+
+class Tape:
+    """A cluster that plays what was recorded: after a patch the states of the next scene, one a look, whatever is asked."""
+
+    def __init__(self, *numbers: int) -> None:
+        tape = scenes()
+        self.now = recorded(tape[numbers[0]]["states"][-1])
+        self.coming = [[recorded(state) for state in tape[number]["states"]] for number in numbers[1:]]
+        self.playing: list[knative.Service] = []
+
+    def service(self, name: str) -> knative.Service:
+        if self.playing:
+            self.now = self.playing.pop(0)
+        return self.now
+
+    def route(self, name: str) -> Any:
+        raise AssertionError(name)
+
+    def patch(self, patch: Any) -> None:
+        """It must ask for what the next scene's spec says; what is left of this one would have been more of the same."""
+        assert all(status(each) == status(self.now) for each in self.playing)
+        self.playing = self.coming.pop(0)
+        wanted = {**dict.fromkeys(["percent", "version"]), "percent": self.now.percent, "version": self.now.version}
+        for operation in patch.operations:
+            key = "percent" if operation["path"] == knative.PERCENT else "version"
+            if operation["op"] != "test":
+                wanted[key] = operation.get("value")
+        assert wanted == {"percent": self.playing[0].percent, "version": self.playing[0].version}
+
+    def why(self, selector: str) -> str:
+        return ""
+
+
+def drive(tape: Tape, *words: str) -> str:
+    """Runs a command against a tape; its end, or why it failed."""
+    now, said = [0.0], list[str]()
+    driver = Driver(Canary(tape, NAME), str, said.append, said.append, 30, clock=lambda: now[0],
+                    sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))  # fmt: skip
+    try:
+        driver.run([*words])
+    except Failed as error:
+        return str(error)
+    return said[-1]
+
+
+@needs_tape
+def test_the_verbs_against_the_recorded_cluster() -> None:
+    """Start, widen, promote; a promotion and its roll-back by 99 and 0; the roll-back of a canary."""
+    tape = Tape(0, 1, 2, 3)
+    assert drive(tape, "start", "2", "10") == "Version 2 has its 10 %. Now version 2 has 10 %, version 1 has 90 %."
+    assert drive(tape, "widen", "50").startswith("Version 2 has its 50 %.")
+    assert drive(tape, "promote").startswith("Version 2 is rolled out.")
+    tape = Tape(28, 29, 30, 32, 33, 26, 27)
+    drive(tape, "start", "2", "10")
+    drive(tape, "promote")
+    tape.now = recorded(scenes()[31]["states"][-1])  # meanwhile the old revision has no pod
+    assert drive(tape, "rollback").startswith("Version 1 is rolled out.")
+    tape = Tape(6, 7, 8, 9, 10)
+    drive(tape, "start", "2", "10")
+    assert drive(tape, "rollback").startswith("Version 1 is rolled out.")
+    assert tape.coming == []
+
+
+@needs_tape
+def test_a_version_that_never_got_ready_against_the_recorded_cluster() -> None:
+    """The start ends with what it waited for; the roll-back finishes; nothing was ever promoted."""
+    tape = Tape(22)
+    tape.coming = [[recorded(state) for state in scenes()[18]["states"]][-3:]]
+    assert "version 99) has 2 pods; it has 0. Now version 1 has 100 %" in drive(tape, "start", "99", "10")
+    assert "has 2 pods; it has 0" in drive(tape, "promote")
+    tape.coming = [[recorded(state) for state in scenes()[number]["states"]] for number in (19, 20, 21)]
+    assert drive(tape, "rollback").startswith("Version 1 is rolled out.")
+    assert tape.coming == []
