@@ -2,8 +2,8 @@
 
 It is a part of the verdict (`serving/verdict.py`), stands in front of every loader, and fails closed. pickle and
 cloudpickle need `allow_pickle`; a PythonModel, models-from-code, `code_paths` and foreign loader modules are code and
-need `allow_code`, which includes `allow_pickle`; skops loads with the server's own list, never with the model's; ONNX
-loads.
+need `allow_code`, which includes `allow_pickle`; skops loads with the server's own list, never with the model's, and
+if what it holds cannot lead compiled code astray (`serving/estimators`); ONNX loads.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from serving.archives import check_archive
 from serving.brought_code import code_in_files
+from serving.estimators.file import skops_reasons
 from serving.runtimes.choose import NO_FLAVOR, flavor_of
-from serving.slim import skops_io
-from serving.trusted_types import TRUSTED_SKOPS
 
 #: Of the description in a skops file: so much always, and more beside large arrays. While it is parsed nothing else runs.
 FREE_SCHEMA, LONGEST_SCHEMA = 16 << 20, 128 << 20
@@ -40,6 +39,7 @@ _ANSWERING = frozenset(
         "score",
         "transform",
         "decision_function",
+        "score_samples",
     }
 )
 
@@ -152,15 +152,13 @@ def _sklearn(model: MLmodel, allow_pickle: bool) -> Iterator[str]:
 def _skops(file: Path) -> Iterator[str]:
     try:
         _check_skops(file)
-        untrusted = set(skops_io().get_untrusted_types(file=file)) - TRUSTED_SKOPS
     except InvalidModel as error:
         yield f"the skops file cannot be read: {error}"
         return
-    except Exception as error:  # noqa: BLE001  a crafted archive may make the scanner fail in any way
+    except Exception as error:  # noqa: BLE001  a crafted archive may make the reader fail in any way
         yield f"the skops file cannot be read ({type(error).__name__})"
         return
-    if untrusted:
-        yield f"the skops file holds types that are not trusted: {', '.join(sorted(untrusted))[:300]}"
+    yield from skops_reasons(file)
 
 
 def _check_skops(file: Path) -> None:

@@ -82,6 +82,6 @@ _INERT = (
     "scipy.sparse._csr.csr_matrix",
 )
 
-TRUSTED_SKOPS = frozenset(
-    [f"{module}.{name}" for module, names in _SKLEARN.items() for name in names.split()] + list(_INERT)
-)
+#: scikit-learn's own.
+SKLEARN_TYPES = frozenset(f"{module}.{name}" for module, names in _SKLEARN.items() for name in names.split())
+TRUSTED_SKOPS = SKLEARN_TYPES | frozenset(_INERT)

@@ -1,6 +1,6 @@
 """scikit-learn: native estimators, arrays in and out.
 
-A version saved as skops is loaded with the server's own allow-list; one saved as pickle or cloudpickle needs the
+A version saved as skops is loaded with the server's own allow-list and checks; one saved as pickle or cloudpickle needs the
 operator's permission, which the trust gate has checked before this module is reached.
 """
 
@@ -17,10 +17,9 @@ import pandas as pd
 from registry.errors import InvalidModel
 from registry.mlmodel import MLmodel
 from registry.pyfunc import add_code
+from serving.estimators.file import load_skops
 from serving.runtimes.base import Engine, Outputs, Want
 from serving.schema import InputSchema
-from serving.slim import skops_io
-from serving.trusted_types import TRUSTED_SKOPS
 
 # The server enforces the order of columns itself; estimators fitted on a frame would warn once per call.
 warnings.filterwarnings("ignore", message="X does not have valid feature names", category=UserWarning)
@@ -78,7 +77,7 @@ def load_sklearn(model: MLmodel, schema: InputSchema) -> SklearnRuntime:
 
 def _load(file: Path, serialization: str) -> Any:
     if serialization == "skops":
-        return skops_io().load(file, trusted=sorted(TRUSTED_SKOPS))
+        return load_skops(file)
     if serialization not in ("pickle", "cloudpickle"):
         raise InvalidModel(f"the serialization format {serialization[:32]!r} is not known")
     import cloudpickle  # both formats are read by it, and registering it costs nothing for plain pickle
