@@ -14,7 +14,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from registry.errors import InvalidModel
-from serving.estimators.layout import Layout, survey
+from serving.estimators.layout import Layout, Parts, survey
 from serving.estimators.native import native_reasons
 from serving.estimators.rules import rule_reasons
 from serving.slim import skops_io
@@ -60,7 +60,10 @@ def _read(file: Path) -> Any:
 
     with ZipFile(file) as archive:
         schema, context = read_schema(archive)
-        return get_tree(schema, context, trusted=None)
+        root, parts = get_tree(schema, context, trusted=None), Parts()
+        if parts.count(root) > archive.getinfo("schema.json").file_size or parts.inside:
+            raise InvalidModel("the skops file describes more than it holds")
+        return root
 
 
 def _refuse(what: str, reasons: Iterator[str] | list[str], joined: str = "; ") -> None:

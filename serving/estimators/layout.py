@@ -13,9 +13,6 @@ from typing import Any
 from serving.estimators.names import ESTIMATORS
 from serving.trusted_types import SKLEARN_TYPES
 
-#: A shared part counts wherever it stands: an estimator that holds itself twice, forty times over, would compute for ever.
-MOST_PARTS = 20_000_000
-
 _SCALARS = frozenset(
     f"numpy.{name}"
     for name in [
@@ -71,7 +68,11 @@ _SELECTS = (
     "GenericUnivariateSelect.score_func"
 )
 _HISTOGRAMS = ("HistGradientBoostingClassifier", "HistGradientBoostingRegressor")
-_KERNELS = "*.kernel *.kernel_ *.k1 *.k2 *.kernels"
+_PROCESSES = ("GaussianProcessRegressor", "GaussianProcessClassifier", "_BinaryGaussianProcessClassifierLaplace")
+_KERNELS = (
+    "*.k1 *.k2 *.kernels Exponentiation.kernel KernelRidge.kernel "
+    + " ".join(f"{owner}.{name}" for owner in _PROCESSES for name in ("kernel", "kernel_"))
+)  # fmt: skip
 _TREES = "*._tree KernelDensity.tree_"
 
 #: Functions, what can be called and what compiled code follows: only where scikit-learn itself puts it, by module or name.
@@ -132,41 +133,50 @@ def kind_of(node: Any) -> str:
     return kind.__name__ if kind.__module__.startswith("skops.io._") else f"old {kind.__name__}"
 
 
+class Parts:
+    """How many parts a file describes, if one that stands in two places counts twice: what is written once and meant twice,
+    forty times over, would be walked for ever. `inside` says that something holds itself."""
+
+    def __init__(self) -> None:
+        self._counted: dict[int, int] = {}
+        self.inside = False
+
+    def count(self, node: Any) -> int:
+        """The parts of a node, itself too."""
+        if kind_of(node) == "JsonNode":
+            return 1
+        if (known := self._counted.get(id(node))) is not None:
+            self.inside |= not known
+            return known
+        self._counted[id(node)] = 0  # while it is open
+        parts = (part for child in node.children.values() for part in _nodes(child))
+        total = self._counted[id(node)] = 1 + sum(map(self.count, parts))
+        return total
+
+
 class _Walk:
-    """A depth-first walk. A part that stands in two places is looked at in both, and counted in both."""
+    """A depth-first walk. A part that stands in two places is looked at in both."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._parts: dict[tuple[int, str, str], int] = {}
-        self._open: set[int] = set()
+        self._known: set[tuple[int, str, str]] = set()
         self._seen: set[int] = set()
         self.reasons: list[str] = []
 
-    def of(self, root: Any) -> list[str]:
-        self._count(root, "", "")
-        return self.reasons
-
-    def _count(self, node: Any, owner: str, attribute: str) -> int:
-        if kind_of(node) == "JsonNode":
-            return 1
+    def of(self, node: Any, owner: str = "", attribute: str = "") -> list[str]:
+        """The reasons against a node and its parts, none of which holds itself."""
         key = (id(node), owner, attribute)
-        if (known := self._parts.get(key)) is not None:
-            return known
-        if id(node) in self._open:
-            self.reasons.append(f"a {node.class_name} holds itself")
-            return 1
+        if kind_of(node) == "JsonNode" or key in self._known:
+            return self.reasons
+        self._known.add(key)
         problem = _problem(node, owner, attribute)
         if problem is not None or self.reasons:
             self.reasons += [problem] if problem else []
-            return 1
-        self._open.add(id(node))
-        parts = 1 + sum(self._count(*child) for child in _children(node, owner, attribute))
-        self._open.discard(id(node))
-        if parts > MOST_PARTS:
-            self.reasons.append(f"it has more than {MOST_PARTS} parts")
-        self._parts[key] = parts
+            return self.reasons
+        for child in _children(node, owner, attribute):
+            self.of(*child)
         self._note(node, owner)
-        return parts
+        return self.reasons
 
     def _note(self, node: Any, owner: str) -> None:
         if id(node) in self._seen:

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 from sklearn.utils import all_estimators
 
+from serving.estimators.file import load_skops, skops_reasons
 from serving.trusted_types import TRUSTED_SKOPS
+from tests.serving.hostile import save
 
 RNG = np.random.default_rng(0)
 X = RNG.random((60, 3))
@@ -71,7 +74,7 @@ def foreign_types(model: Any) -> set[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_every_estimator_of_scikit_learn_loads_with_the_servers_list() -> None:
+def test_every_estimator_of_scikit_learn_loads_with_the_servers_list(tmp_path: Path) -> None:
     """Fitted with its defaults, and fitted in ways that bring other types of scikit-learn with them."""
     seen = set()
     for name, model in fitted():
@@ -80,8 +83,7 @@ def test_every_estimator_of_scikit_learn_loads_with_the_servers_list() -> None:
         if name in FOREIGN:
             assert all(kind.startswith("scipy.") for kind in foreign_types(model))
             continue
-        assert foreign_types(model) == set(), name
-        skops.io.loads(skops.io.dumps(model), trusted=sorted(TRUSTED_SKOPS))
+        assert list(skops_reasons(save(model, tmp_path / "model.skops"))) == [], name
         seen.add(name)
     assert len(seen) > 140
     assert {"RandomForestClassifier", "HistGradientBoostingRegressor", "SimpleImputer"} <= seen
@@ -89,12 +91,11 @@ def test_every_estimator_of_scikit_learn_loads_with_the_servers_list() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", VARIANTS, ids=lambda m: type(m).__name__)
-def test_an_estimator_with_parts_loads_with_the_servers_list(model: Any) -> None:
+def test_an_estimator_with_parts_loads_with_the_servers_list(model: Any, tmp_path: Path) -> None:
     """Searches, kernels, metrics, selectors and pipelines."""
     rows = np.c_[LABELS, X]
     fitted_model = model.fit(rows, LABELS)
-    assert foreign_types(fitted_model) == set()
-    loaded = skops.io.loads(skops.io.dumps(fitted_model), trusted=sorted(TRUSTED_SKOPS))
+    loaded = load_skops(save(fitted_model, tmp_path / "model.skops"))
     assert np.array_equal(loaded.predict(rows), fitted_model.predict(rows))
 
 
