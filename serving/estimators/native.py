@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from serving.archives import EXPANSION, FREE
 from serving.estimators.layout import Layout, full_name, kind_of
 
 _METRICS = "sklearn.metrics._dist_metrics."
@@ -21,8 +22,6 @@ _BOXES = {"EuclideanDistance64", "ManhattanDistance64", "ChebyshevDistance64", "
 #: Who has arrays of records.
 _RECORDS = {"Tree", "TreePredictor", "KDTree", "KDTree64", "BallTree", "BallTree64", "HDBSCAN"}
 _KEY = 624  # of the Mersenne twister
-#: A matrix is compressed in its own archive within the archive: it may grow to this many bytes, or this many times its size.
-_GROWN, _TIMES = 64 << 20, 20
 
 
 def native_reasons(layout: Layout) -> Iterator[str]:
@@ -47,9 +46,9 @@ def _array(node: Any, owner: str) -> Iterator[str]:
 
 
 def _sparse(node: Any) -> Iterator[str]:
-    size = node.content.getbuffer().nbytes
+    size = node.content.getbuffer().nbytes  # an archive within the archive
     with zipfile.ZipFile(io.BytesIO(node.content.getvalue())) as parts:
-        if sum(part.file_size for part in parts.infolist()) > max(_GROWN, _TIMES * size):
+        if sum(part.file_size for part in parts.infolist()) > FREE + EXPANSION * size:
             yield "a sparse matrix is far larger than the file"
             return
     made = node.construct()

@@ -23,7 +23,7 @@ from sklearn.svm import SVC
 
 from registry.errors import InvalidModel
 from serving.estimators.file import load_skops, skops_reasons
-from tests.crafted import Spot, estimator, load, rewrite
+from tests.crafted import Spot, load
 from tests.models import columns
 from tests.servers import ROOT
 from tests.serving.hostile import HOSTILE, LABELS, TEXTS, X, save, set_on
@@ -109,12 +109,3 @@ def test_what_is_this_machines_business_is_set_aside(tmp_path: Path) -> None:
     assert loaded[-1].n_jobs == os.cpu_count()
     assert loaded.predict(X).tolist() == model.set_params(forest__n_jobs=1, forest__verbose=0).predict(X).tolist()
     assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.audit("27")
-def test_a_version_cannot_have_its_model_trained_on_requests(spot: Spot) -> None:
-    """MLflow's `predict_fn` names a method; `fit` would learn from whoever asks."""
-    spot.save(mlflow.sklearn, estimator(), serialization_format="skops")
-    rewrite(spot.model, lambda document: document["flavors"]["python_function"].update(predict_fn="fit"))
-    with pytest.raises(InvalidModel, match="predict_fn 'fit' is none of decision_function"):
-        load(spot.model)
