@@ -25,6 +25,7 @@ from registry.policies import EVERY, EveryCarrier, Fixed, Pinned, parse_referenc
 from serving.crew import Alone, Crew
 from serving.dataplane import DataPlane
 from serving.doors import Doors
+from serving.ending import MARGIN_SECONDS, end_within
 from serving.errors import REASONS
 from serving.fleet import Fleet, Seat
 from serving.herd import Herd
@@ -71,7 +72,12 @@ def work(settings: Settings, end: socket.socket, number: int, doors: Sequence[so
 def _run(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         asyncio.set_event_loop(runner.get_loop())  # kserve's constructor asks for the thread's loop
-        return runner.run(_serve(settings, enlist))
+        code = 1
+        try:
+            code = runner.run(_serve(settings, enlist))
+        finally:  # it may have ended by an error, with models that hang in threads
+            end_within(MARGIN_SECONDS, code)
+        return code
 
 
 def transform(settings: Settings, name: str, predictor_host: str, feature_service: str) -> None:

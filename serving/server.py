@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from kserve.protocol.rest.server import RESTServer
 from serving.crew import Crew
 from serving.dataplane import DataPlane
 from serving.doors import Doors
+from serving.ending import MARGIN_SECONDS, SIGNALS, heard
 from serving.errors import NotReady
 from serving.fleet import Fleet
 from serving.model import Repository
@@ -75,6 +75,10 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         """Listens as soon as its crew lets it, until a signal; drains, and returns the exit code."""
         stop = _until_signal()
         self.request_stop = stop.set
+        with heard(self._address.drain_delay_seconds + self._address.drain_seconds + MARGIN_SECONDS):
+            return await self._serve(stop, started)
+
+    async def _serve(self, stop: asyncio.Event, started: Callable[[], None]) -> int:
         stopped = asyncio.create_task(stop.wait())
         self._fleet.start()
         joining = asyncio.create_task(self._crew.join(stop.set))
@@ -165,7 +169,7 @@ async def serve_http(app: TransformerHttp, address: Address, started: Callable[[
 def _until_signal() -> asyncio.Event:
     """An event that SIGTERM or SIGINT sets."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 

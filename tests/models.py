@@ -92,6 +92,7 @@ def fiend() -> Callable[..., Any]:
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
             import ctypes
             import os
+            import threading
             import time
             from pathlib import Path
 
@@ -100,6 +101,10 @@ def fiend() -> Callable[..., Any]:
                     ctypes.string_at(0)
                 elif what == "exit":
                     os._exit(3)
+                elif what == "linger":  # Python would wait for it at exit
+                    threading.Thread(target=time.sleep, args=(600,)).start()
+                elif what == "interrupt":
+                    raise KeyboardInterrupt
                 elif what == "raise":
                     raise ValueError("as told")
                 elif what == "leak":

@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from tests.models import columns, puppet, register
+from tests.models import columns, fiend, puppet, register
 from tests.servers import MlflowServer, Server
 
 pytestmark = pytest.mark.e2e
@@ -130,3 +131,29 @@ def test_a_server_that_is_still_loading_stops_as_well(headway: Callable[..., Ser
         assert server.get("/ready").status_code == 503
         silent.accept()
         assert server.terminate(20) == 0
+
+
+@pytest.mark.audit("29")
+@pytest.mark.parametrize(
+    ("does", "inline"),
+    [(["hang"], True), (["hang"], False), (["linger"], True), (["hang", "interrupt"], False)],
+)
+def test_the_process_ends_whatever_hangs(
+    headway: Callable[..., Server], shared: MlflowServer, tmp_path: Path, does: list[str], inline: bool
+) -> None:
+    """A model that hangs on the event loop, where nobody hears a signal; in a thread; one whose code leaves a thread behind
+    that Python would wait for; and one that raises KeyboardInterrupt beside one that hangs."""
+    register(shared.uri, "fiend", fiend(), columns(("do", "string")))
+    defaults = {"allow_code": True, "isolation": "none", "timeout_ms": 0, "batching": {"inline_below_ms": 1e6 * inline}}
+    entries = [{"name": f"fiend-{what}", "uri": "models:/fiend/1"} for what in does]
+    file = tmp_path / "headway.yaml"
+    file.write_text(json.dumps({"server": {"drain_seconds": 0.5}, "models": entries, "defaults": defaults}))
+    server = headway("--config", str(file), MLFLOW_TRACKING_URI=shared.uri)
+    server.until_ready()
+    with ThreadPoolExecutor(len(does)) as pool:
+        for what in does:
+            body = {"instances": [[what]]}
+            pool.submit(requests.post, f"{server.base}/v1/models/fiend-{what}:predict", json=body, timeout=60)
+            time.sleep(1)  # it is being computed: there may be nobody left to ask whether it is
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(30)

@@ -41,12 +41,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def leave(code: int, patience: float = 1.0) -> None:
-    """Ends the process at once if a model or the registry's client hangs in a thread: Python would wait for it."""
+    """Ends the process at once if a model or the registry's client hangs in a thread, ours or one that a model's code
+    has started: Python would wait for it."""
     until = time.monotonic() + patience
-    ours = [thread for thread in threading.enumerate() if thread.name.startswith("headway-")]
-    for thread in ours:
+    threads = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    awaited = [thread for thread in threads if not thread.daemon or thread.name.startswith("headway-")]
+    for thread in awaited:
         thread.join(max(0.0, until - time.monotonic()))
-    if any(thread.is_alive() for thread in ours):
+    if any(thread.is_alive() for thread in awaited):
         logging.shutdown()
         os._exit(code)
 
