@@ -108,6 +108,12 @@ class Metrics:
         self.polls = Counts(
             "headway_registry_polls", "Questions to the registry, by outcome", ("model_name", "outcome"), registry=r
         )
+        self.refusals = Counter(
+            "headway_http_refusals",
+            "Requests that HTTP turned away before a model was asked, by reason",
+            ("reason",),
+            registry=r,
+        )
         self.webhooks = Counter("headway_webhooks", "Deliveries of the webhook, by outcome", ("outcome",), registry=r)
         self.lookups = Counts(
             "headway_feature_lookups", "Feature lookups, by outcome", (*VERSION, "outcome"), registry=r

@@ -47,6 +47,7 @@ from serving.server import Address, HeadwayServer, kserve_app, serve_http
 from serving.settings import ModelEntry, Served, Settings, cache_folder
 from serving.transforming import Transformer
 from serving.transport.http import Http
+from serving.transport.room import Room
 from serving.transport.transformer import TransformerHttp
 from serving.transport.webhook import Webhook
 from serving.workers.linked import Linked
@@ -97,10 +98,12 @@ async def _transform(settings: Settings, name: str, predictor_host: str, feature
     timeout_ms = next((each.timeout_ms for each in said if each.timeout_ms is not None), 1000.0)
     predictor = Predictor(predictor_host)
     transformer = Transformer(name, predictor, lambda types: features.lookup(feature_service, types, layers), metrics)
-    http = TransformerHttp(transformer, predictor, metrics, settings.server.max_body_bytes, timeout_ms / 1000 or None)
+    address = _address(settings)
+    limit, timeout = settings.server.max_body_bytes, timeout_ms / 1000 or None
+    http = TransformerHttp(transformer, predictor, metrics, limit, timeout, address.room)
     following = asyncio.create_task(transformer.follow())
     facts = {"port": settings.server.port, "model": name, "predictor": predictor_host}
-    await serve_http(http, _address(settings), lambda: log.info("listening", extra=facts))
+    await serve_http(http, address, lambda: log.info("listening", extra=facts))
     following.cancel()
     await predictor.close()
     await features.close()
@@ -125,7 +128,6 @@ async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
         resident_bytes,
         Finder(registry, settings.registry.poll_seconds),
         limits.on_demand_versions,
-        leave_seconds=limits.load_seconds,
     )
 
     own = Alone(fleet, metrics)
@@ -139,8 +141,9 @@ async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
     _follow(settings, fleet, registry, recorder, metrics, seat, crew)
     plane = DataPlane(fleet, metrics, crew, repository_api=settings.security.repository_api)
     webhook = _webhook(settings, own, crew, metrics)
-    http = Http(plane, metrics, kserve_app, limits.max_body_bytes, crew.exposition, webhook)
-    server = HeadwayServer(_address(settings), plane, http, fleet, crew)
+    address = _address(settings)
+    http = Http(plane, metrics, kserve_app, limits.max_body_bytes, crew.exposition, webhook, address.room)
+    server = HeadwayServer(address, plane, http, fleet, crew)
     for name, each in seats.items():
         server.register_model(RegistryModel(name, lambda: plane))
         if limits.fail_fast:
@@ -294,5 +297,5 @@ def _address(settings: Settings) -> Address:
     s = settings.server
     return Address(
         s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes, s.read_seconds, s.lane,
-        shared=s.workers > 1,
+        s.max_connections, Room(s.buffered_bytes), shared=s.workers > 1,
     )  # fmt: skip

@@ -3,13 +3,15 @@
 ServingError
 ├── BadRequest            the request cannot be understood or does not fit the signature
 │   └── RowsRefused       the model's library refuses the values
-├── NotFound              no such model, version, label or route
+├── NotFound              no such model, version or label
+│   └── NoRoute           no such route
 ├── MethodNotAllowed      right route, wrong verb
 ├── UnsupportedMediaType  a content type that is neither JSON nor octet-stream
 ├── BodyTooLarge          more bytes than server.max_body_bytes
 ├── Forbidden             the operator did not allow it
 ├── RateLimited           more calls than the route takes; carries the seconds to wait
 ├── QueueFull             over the watermark; carries the seconds until it drains
+│   └── Overloaded        clients make the server hold more than it may
 ├── NotReady              no READY version, or the server is past its drain bound
 ├── DeadlineExceeded      the request's time is over
 ├── NotOffered            explain, and parts that are not built
@@ -42,7 +44,11 @@ class RowsRefused(BadRequest):
 
 
 class NotFound(ServingError):
-    """There is no such model, version, label or route."""
+    """There is no such model, version or label."""
+
+
+class NoRoute(NotFound):
+    """There is no such route."""
 
 
 class MethodNotAllowed(ServingError):
@@ -82,6 +88,10 @@ class QueueFull(ServingError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Overloaded(QueueFull):
+    """The server holds as much for its clients as it may, or has as many of them."""
 
 
 class NotReady(ServingError):
@@ -144,6 +154,16 @@ TABLE: dict[type[BaseException], Outcome] = {
 }
 
 REASONS = tuple(sorted({outcome.reason for outcome in TABLE.values()} | {"cancelled"}))
+
+
+#: Why HTTP turns a request away before a model is asked; those without a class here are not built yet.
+REFUSALS = ("route", "method", "media", "size", "auth", "scope", "limit")
+_REFUSED = {NoRoute: "route", MethodNotAllowed: "method", UnsupportedMediaType: "media", BodyTooLarge: "size"}
+
+
+def refusal_of(error: BaseException) -> str | None:
+    """Why HTTP turned a request away, as one of REFUSALS, if that is what the error is."""
+    return _REFUSED.get(type(error))
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -33,6 +33,7 @@ from serving.transport.grpc import build_server
 from serving.transport.kserve_errors import HANDLED, answer_error
 from serving.transport.lane import LaneProtocol
 from serving.transport.protocol import Protocol
+from serving.transport.room import Bounds, Room
 from serving.transport.transformer import TransformerHttp
 
 log = logging.getLogger("headway.server")
@@ -51,6 +52,8 @@ class Address:
     max_message_bytes: int
     read_seconds: float
     lane: Literal["protocol", "asgi"]
+    max_connections: int
+    room: Room
     #: whether other processes listen on the same ports
     shared: bool = False
 
@@ -123,7 +126,8 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
     def _listen_grpc(self) -> grpc.aio.Server:
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
         where = f"{host}:{self._address.grpc_port}"
-        return build_server(self.plane, where, self._address.max_message_bytes, shared=self._address.shared)
+        a = self._address
+        return build_server(self.plane, where, a.max_message_bytes, a.max_connections, a.room, shared=a.shared)
 
     def _cut(self) -> None:
         log.warning(
@@ -154,7 +158,7 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
 async def serve_http(app: TransformerHttp, address: Address, started: Callable[[], None]) -> None:
     """Serves an application of its own, without KServe's server, until a signal; drains as the server does."""
     stop = _until_signal()
-    server = _Uvicorn(_config(app, address, partial(Protocol, address.read_seconds)))
+    server = _Uvicorn(_config(app, address, partial(Protocol, _bounds(address))))
     serving = asyncio.create_task(server.serve())
     started()
     await _first(asyncio.create_task(stop.wait()), serving)
@@ -193,8 +197,12 @@ def _config(app: App, address: Address, protocol: Callable[..., Protocol]) -> uv
 
 def _protocol(plane: DataPlane, address: Address) -> Callable[..., Protocol]:
     if address.lane == "asgi":
-        return partial(Protocol, address.read_seconds)
-    return partial(LaneProtocol, plane, address.max_message_bytes, address.read_seconds)
+        return partial(Protocol, _bounds(address))
+    return partial(LaneProtocol, plane, address.max_message_bytes, _bounds(address))
+
+
+def _bounds(address: Address) -> Bounds:
+    return Bounds(address.read_seconds, address.max_connections, address.room)
 
 
 class _Uvicorn(uvicorn.Server):

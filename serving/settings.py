@@ -93,6 +93,8 @@ class Server(_Group):
     port: int = Field(8080, ge=0, le=65535)
     grpc_port: int = Field(8081, ge=0, le=65535)
     max_body_bytes: int = Field(16_777_216, ge=1)
+    max_buffered_bytes: int | None = Field(None, ge=1)
+    max_connections: int = Field(4096, ge=1)
     read_seconds: float = Field(60.0, gt=0)
     lane: Literal["protocol", "asgi"] = "protocol"
     drain_delay_seconds: float = Field(0.0, ge=0)
@@ -104,6 +106,11 @@ class Server(_Group):
     on_demand_versions: int = Field(4, ge=1, le=1000)
     workers: int = Field(1, ge=1, le=256)
     docs: Annotated[bool, AfterValidator(_not_built)] = False
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What clients may make one process hold: unsaid, sixteen of the longest requests."""
+        return self.max_buffered_bytes or 16 * self.max_body_bytes
 
 
 class Registry(_Group):
@@ -222,6 +229,8 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str], file: Pa
     except ValidationError as error:
         raise SettingsError(_first(error)) from error
     _check_models(settings)
+    if settings.server.buffered_bytes < settings.server.max_body_bytes:
+        raise SettingsError("server.max_buffered_bytes: is less than server.max_body_bytes, one request")
     return settings
 
 

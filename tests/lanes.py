@@ -36,6 +36,7 @@ from serving.schema import compile_schema
 from serving.transport.http import Http
 from serving.transport.lane import LaneProtocol
 from serving.transport.protocol import Protocol
+from serving.transport.room import Bounds, Room
 
 LIMIT = 100_000
 PREDICT, INFER = "/v1/models/echo:predict", "/v2/models/echo/infer"
@@ -81,6 +82,7 @@ class Listening:
     def __init__(self, runtime: Echo, manager: ModelManager, plane: DataPlane, metrics: Metrics) -> None:
         self.runtime, self.manager, self.plane, self.metrics = runtime, manager, plane, metrics
         self.state = ServerState()
+        self.room = Room(0)
         self.port = 0
 
     async def say(self, *pieces: bytes) -> bytes:
@@ -117,6 +119,8 @@ async def listening(
     keep_alive: int = 30,
     inline: bool = True,
     cache_bytes: int = 0,
+    connections: int = 1000,
+    room: Room | None = None,
     runtime: Any = None,
     hang_seconds: float = 60.0,
     limit: int = LIMIT,
@@ -134,11 +138,12 @@ async def listening(
     crew = Alone(fleet, metrics)
     plane = DataPlane(fleet, metrics, crew)
     made = Listening(runtime, manager, plane, metrics)
-    http = Http(plane, metrics, _nothing, limit, crew.exposition)
+    made.room = room or Room(10**9)
+    http = Http(plane, metrics, _nothing, limit, crew.exposition, None, made.room)
     config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)
     config.load()
-    first = (read_seconds,) if lane == "asgi" else (plane, limit, read_seconds)
-    protocol = partial(Protocol if lane == "asgi" else LaneProtocol, *first)
+    bounds = Bounds(read_seconds, connections, made.room)
+    protocol = partial(Protocol, bounds) if lane == "asgi" else partial(LaneProtocol, plane, limit, bounds)
     loop = asyncio.get_running_loop()
     running = loop.create_task(manager.run())
     manager.aspire((ModelVersion("echo", "1"),))

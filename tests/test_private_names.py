@@ -54,6 +54,7 @@ NAMES: dict[str, str | None] = {
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_begin": "96d377fdc7c2",
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_message_complete": "1fbad42dc31f",
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_response_complete": "64e254f28e38",
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.pause_writing": "17a8fd215d96",
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.resume_writing": "7844bbaa8cce",
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.send_400_response": "ae5a4a3782b6",
 }

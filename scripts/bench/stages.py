@@ -53,6 +53,7 @@ from serving.schema import compile_schema
 from serving.transport.answers import written
 from serving.transport.head import Head
 from serving.transport.lane import LaneProtocol
+from serving.transport.room import Bounds, Room
 from serving.transport.routes import target_of
 from serving.transport.v1 import V1Request
 
@@ -154,7 +155,14 @@ async def _whole(parts: Parts, together: int) -> float:
     config = uvicorn.Config(_no_app, log_config=None, access_log=False, ws="none")
     config.load()
     lanes = [
-        LaneProtocol(parts.plane, 1 << 20, 60.0, config=config, server_state=ServerState(), app_state={})
+        LaneProtocol(
+            parts.plane,
+            1 << 20,
+            Bounds(60.0, 1000, Room(1 << 30)),
+            config=config,
+            server_state=ServerState(),
+            app_state={},
+        )
         for _ in range(together)
     ]
     for lane in lanes:

@@ -32,9 +32,8 @@ class Response:
 
 
 def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request | V2Request]:
-    """What the data plane is asked by a request that has just been read. Raises BadRequest or BodyTooLarge."""
+    """What the data plane is asked by a request that has just been read, and unpacked. Raises BadRequest."""
     received, timeout = time.monotonic(), head.timeout()
-    body = head.unpacked(body)
     request = V1Request(body) if target.v1 else V2Request(body, head.headers.get(b"inference-header-content-length"))
     return Call(target.model, target.version, target.label, head.request_id, received, timeout), request
 

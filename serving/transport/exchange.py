@@ -8,12 +8,16 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 from serving.transport.head import Head
+from serving.transport.inflating import POOL
+from serving.transport.room import Room
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 LINGER_SECONDS = 5.0
+#: Among a connection's state where there are more of them than `server.max_connections`.
+SURPLUS = "surplus"
 
 
 class ClientGone(Exception):
@@ -21,13 +25,18 @@ class ClientGone(Exception):
 
 
 class Exchange(Head):
-    """One HTTP request: its route's parts, its headers, and its body, read once and bounded."""
+    """One HTTP request: its route's parts, its headers, and its body, read once and bounded.
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    What it holds of the `room` it gives back by `release`. `surplus` says that there are too many clients, `asked` that a model has the request.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int, room: Room) -> None:
         super().__init__(dict(scope["headers"]), limit)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self._receive = receive
+        self.asked = False
+        self.surplus = SURPLUS in scope.get("state", ())
+        self._receive, self._room, self._held = receive, room, 0
         self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
 
     async def body(self, limit: int | None = None, of: str = "this route takes") -> bytes:
@@ -36,15 +45,34 @@ class Exchange(Head):
             self.limit, self.limited_by = limit, of
         self.check_length()
         body = await self._next()
+        self._held = self._room.grow(self._held, len(body))
         if not self._unread and len(body) <= self.limit:
             return body
         chunks, size = [body], len(body)
         while size <= self.limit and self._unread:
             chunks.append(await self._next())
             size += len(chunks[-1])
+            self._held = self._room.grow(self._held, size)
         if size > self.limit:
             raise self.too_large()
         return b"".join(chunks)
+
+    async def unpacked(self) -> bytes:
+        """The whole body, without its gzip. Raises BodyTooLarge, or BadRequest if it is no gzip."""
+        body = await self.body()
+        inflating = self.inflating()
+        if inflating is None:
+            return body
+        unpacked = inflating.begin(body)
+        if unpacked is None:
+            unpacked = await asyncio.get_running_loop().run_in_executor(POOL, inflating.finish)
+            self._held = self._room.grow(self._held, len(body) + len(unpacked))
+        return unpacked
+
+    def release(self) -> None:
+        """The request is answered, or nobody waits for it."""
+        self._room.used -= self._held
+        self._held = 0
 
     async def _next(self) -> bytes:
         message = await self._receive()

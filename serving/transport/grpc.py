@@ -25,7 +25,7 @@ from monitoring.logs import request_id
 from serving.calls import Answer, Call, Decoded
 from serving.dataplane import DataPlane
 from serving.decode_pool import LARGE_BYTES
-from serving.errors import BadRequest, BodyTooLarge, NotLoadedYet, QueueFull, outcome_of, public_text
+from serving.errors import BadRequest, BodyTooLarge, NotLoadedYet, Overloaded, QueueFull, outcome_of, public_text
 from serving.loading import Loaded
 from serving.runtimes.base import datatype_of
 from serving.schema import shown
@@ -34,12 +34,15 @@ from serving.tensors import NUMPY, Given, check_given, decode_tensors
 from serving.transport.grpc_health import Health
 from serving.transport.head import LONGEST_ID, new_identity, plain_word
 from serving.transport.raw import as_bytes, from_raw, to_raw
+from serving.transport.room import FREE, Room
 from serving.transport.v1 import parse_parameters
 from serving.transport.v2 import check_outputs, output_tensors
 from serving.transport.wire import check_message
 
 #: Tensors of raw numbers that are decoded on the event loop, however large; values of typed contents that are at a time.
 MOST_AT_ONCE, SLICE_VALUES = 1000, 16_384
+#: Calls of one connection at a time; the client's library lets others wait.
+MOST_STREAMS = 1000
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -252,12 +255,28 @@ async def _guard(context: Any, answer: Callable[[], Awaitable[Any]]) -> Any:
         await context.abort(outcome_of(error).grpc, public_text(error))
 
 
-def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
+def _handlers(servicer: Servicer, room: Room) -> grpc.GenericRpcHandler:
     """The service's methods. KServe's generated registration would answer UNKNOWN to bytes that are no message."""
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     methods = {m.name: _handler(getattr(servicer, m.name), GetMessageClass(m.input_type)) for m in service.methods}
-    methods["ModelInfer"] = _handler(servicer.ModelInfer, pb.ModelInferRequest, sized=True)
+    methods["ModelInfer"] = _handler(_held(servicer.ModelInfer, room), pb.ModelInferRequest, sized=True)
     return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _held(method: Callable[..., Awaitable[Any]], room: Room) -> Callable[..., Awaitable[Any]]:
+    """A large message counts among what clients make the server hold, from when it is whole until it is answered."""
+
+    async def answer(message: Any, context: Any, size: int) -> Any:
+        if size <= FREE:
+            return await method(message, context, size)
+        try:
+            with room.holding(size):
+                return await method(message, context, size)
+        except Overloaded as error:
+            context.set_trailing_metadata((("retry-after", str(error.retry_after)),))
+            await context.abort(outcome_of(error).grpc, public_text(error))
+
+    return answer
 
 
 def _handler(method: Callable[..., Awaitable[Any]], kind: Any, *, sized: bool = False) -> grpc.RpcMethodHandler:
@@ -280,17 +299,21 @@ def _handler(method: Callable[..., Awaitable[Any]], kind: Any, *, sized: bool = 
     return grpc.unary_unary_rpc_method_handler(answer, parse, lambda message: message.SerializeToString())
 
 
-def build_server(plane: DataPlane, address: str, max_message_bytes: int, *, shared: bool = False) -> grpc.aio.Server:
+def build_server(
+    plane: DataPlane, address: str, max_message_bytes: int, max_calls: int, room: Room, *, shared: bool = False
+) -> grpc.aio.Server:
     """A gRPC server that is bound and not started. Raises RuntimeError if the port is taken: nobody shares it, unless it
     is `shared` with others of this server."""
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=max_calls,
         options=[
             ("grpc.so_reuseport", int(shared)),
             ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
             ("grpc.max_send_message_length", -1),
-        ]
+        ],
     )
-    server.add_generic_rpc_handlers((_handlers(Servicer(plane)),))
+    server.add_generic_rpc_handlers((_handlers(Servicer(plane), room),))
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
     add_HealthServicer_to_server(Health(plane, service), server)
     enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

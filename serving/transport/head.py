@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 
 from serving.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
+from serving.transport.inflating import Inflating
 
 JSON, OCTETS = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
 PLAIN = (JSON,)
 LONGEST_ID = 128
 _MEDIA = (b"application/json", b"application/octet-stream")
-_GZIP = 16 + zlib.MAX_WBITS
 _process, _count = "", itertools.count()
 
 
@@ -51,21 +50,12 @@ class Head:
         """The error of a body over the limit."""
         return BodyTooLarge(f"The body is longer than {self.limited_by} ({self.limit}).")
 
-    def unpacked(self, body: bytes) -> bytes:
-        """The body without its gzip. Raises BodyTooLarge if that is over the limit, BadRequest if it is no gzip."""
+    def inflating(self) -> Inflating | None:
+        """What unpacks the body, if it is gzipped."""
         coding = self.headers.get(b"content-encoding")
         if coding is None or coding.lower() != b"gzip":
-            return body
-        member = zlib.decompressobj(_GZIP)
-        try:
-            unpacked = member.decompress(body, self.limit + 1)
-        except zlib.error:
-            raise BadRequest("The body is not valid gzip.") from None
-        if len(unpacked) > self.limit:
-            raise self.too_large()
-        if not member.eof or member.unused_data:
-            raise BadRequest("The body is not one whole gzip.")
-        return unpacked
+            return None
+        return Inflating(self.limit, self.too_large)
 
     def timeout(self) -> float | None:
         """The client's own deadline in seconds, from `x-request-timeout-ms`."""

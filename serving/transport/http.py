@@ -15,17 +15,22 @@ from monitoring.logs import request_id
 from monitoring.metrics import Metrics
 from serving.dataplane import DataPlane
 from serving.errors import (
+    REFUSALS,
     BadRequest,
     MethodNotAllowed,
+    NoRoute,
     NotFound,
     NotOffered,
     NotReady,
+    Overloaded,
     ServingError,
+    refusal_of,
 )
 from serving.status import index, is_ready, metadata, model_status, server_metadata
 from serving.transport.answers import Response, answered, complete_headers, error_response, question
 from serving.transport.document import parse_object
 from serving.transport.exchange import ClientGone, Exchange, Receive, Scope, Send
+from serving.transport.room import Room
 from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, Target, target_of_path
 from serving.transport.v1 import dumps
 
@@ -40,11 +45,22 @@ Handler = Callable[[Exchange, dict[str, str]], Awaitable[Response]]
 class Routes:
     """An ASGI application over a table of methods, patterns of paths, and handlers.
 
-    Bodies have `limit` bytes at most; while `draining()`, answers close their connections.
+    Bodies have `limit` bytes at most, and all of them together what the `room` has; while `draining()`, answers close
+    their connections.
     """
 
-    def __init__(self, limit: int, draining: Callable[[], bool], table: Sequence[tuple[str, str, Handler]]) -> None:
-        self._limit, self._draining = limit, draining
+    def __init__(
+        self,
+        limit: int,
+        draining: Callable[[], bool],
+        table: Sequence[tuple[str, str, Handler]],
+        metrics: Metrics,
+        room: Room | None = None,
+    ) -> None:
+        self._limit, self._draining, self._metrics = limit, draining, metrics
+        self.room = room or Room(16 * limit)
+        for reason in REFUSALS:
+            metrics.refusals.labels(reason)
         self._routes = [(verb, re.compile(pattern), handler) for verb, pattern, handler in table]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,10 +69,13 @@ class Routes:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1003})
             return
-        exchange = Exchange(scope, receive, self._limit)
+        exchange = Exchange(scope, receive, self._limit, self.room)
         request_id.set(exchange.request_id)
-        with contextlib.suppress(ClientGone):
-            await self._answer(exchange, scope, send)
+        try:
+            with contextlib.suppress(ClientGone):
+                await self._answer(exchange, scope, send)
+        finally:
+            exchange.release()
 
     async def _answer(self, exchange: Exchange, scope: Scope, send: Send) -> None:
         await self._send(await self._respond(exchange), exchange, send)
@@ -64,6 +83,8 @@ class Routes:
     async def _respond(self, exchange: Exchange) -> Response:
         try:
             handler, parts = self._route(exchange.method, exchange.path)
+            if exchange.surplus and not _PROBE.fullmatch(exchange.path):
+                raise Overloaded("The server has as many clients as it may (server.max_connections).", 1)
             return await handler(exchange, parts)
         except ClientGone:
             raise
@@ -72,10 +93,17 @@ class Routes:
                 raise
             return error_response(NotReady("The server is shutting down."))  # uvicorn's word for: past the bound
         except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer
-            return error_response(error)
+            return self._refused(error, asked=exchange.asked)
+
+    def _refused(self, error: Exception, *, asked: bool = False) -> Response:
+        """The answer to an error, which is counted unless a model was `asked`."""
+        reason = None if asked else refusal_of(error)
+        if reason is not None:
+            self._metrics.refusals.labels(reason).inc()
+        return error_response(error)
 
     def _route(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
-        """The handler of a path. Raises NotFound or MethodNotAllowed."""
+        """The handler of a path. Raises NoRoute or MethodNotAllowed."""
         allow: list[str] = []
         for verb, pattern, handler in self._routes:
             match = pattern.fullmatch(path)
@@ -87,10 +115,10 @@ class Routes:
             allow += verbs
         if allow:
             raise MethodNotAllowed("This route does not take that method.", allow)
-        raise NotFound("There is no such route; see docs/api.md for all of them.")
+        raise NoRoute("There is no such route; see docs/api.md for all of them.")
 
     async def _send(self, response: Response, exchange: Exchange, send: Send) -> None:
-        close = self._draining() or exchange.waits
+        close = self._draining() or exchange.waits or exchange.surplus
         headers = complete_headers(response, exchange, close=close)
         body, lingers = b"" if exchange.method == "HEAD" else response.body, exchange.lingers
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -111,10 +139,11 @@ class Http(Routes):
         max_body_bytes: int,
         exposition: Callable[[], Awaitable[bytes]],
         webhook: Handler | None = None,
+        room: Room | None = None,
     ) -> None:
-        self._plane, self._metrics, self._kserve_app = plane, metrics, kserve_app
+        self._plane, self._kserve_app = plane, kserve_app
         self._exposition = exposition
-        super().__init__(max_body_bytes, lambda: plane.draining, self._table(webhook))
+        super().__init__(max_body_bytes, lambda: plane.draining, self._table(webhook), metrics, room)
 
     async def _answer(self, exchange: Exchange, scope: Scope, send: Send) -> None:
         target = target_of_path(exchange.path) if exchange.method == "POST" and exchange.is_cloud_event else None
@@ -133,7 +162,7 @@ class Http(Routes):
             if not body.strip():
                 raise BadRequest("The body is empty.")
         except ServingError as error:
-            await self._send(error_response(error), exchange, send)
+            await self._send(self._refused(error), exchange, send)
             return
 
         async def receive() -> MutableMapping[str, Any]:
@@ -167,8 +196,11 @@ class Http(Routes):
         target = target_of_path(exchange.path)
         assert target is not None
         exchange.check_content()
-        call, request = question(target, exchange, await exchange.body())
-        return answered(await exchange.unless_gone(self._plane.infer(call, request)), request)
+        call, request = question(target, exchange, await exchange.unpacked())
+        exchange.asked = True
+        reply = await exchange.unless_gone(self._plane.infer(call, request))
+        self.room.check(len(reply.payload))
+        return answered(reply, request)
 
     async def _explain(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         self._plane.manager(parts["model"])
@@ -224,6 +256,7 @@ ALIVE: Sequence[tuple[str, str, Handler]] = (
     ("GET", "/v2/health/live", _constant({"live": True})),
 )
 READY = "/ready|/health/ready|/v2/health/ready"
+_PROBE = re.compile("|".join([READY, *(path for _, path, _ in ALIVE)]))
 
 
 def readiness(ready: bool) -> Response:

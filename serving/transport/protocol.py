@@ -10,17 +10,22 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.transport.answers import CLOSE, LINE
-from serving.transport.exchange import LINGER_SECONDS
+from serving.transport.exchange import LINGER_SECONDS, SURPLUS
 from serving.transport.head import JSON
 from serving.transport.resuming import DROPPED, framing_of, resumed
+from serving.transport.room import Bounds
 from serving.transport.v1 import dumps
 
 LARGEST_HEAD = 65536
+#: Of one read, beside the body: that is thousands of chunks.
+MOST_FRAMING = 16_384
+#: So many clients over `server.max_connections` are told so, and may ask for health; more are hung up on.
+SPARE = 100
 NO_HTTP = "The request is not valid HTTP."
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. `read_seconds` bounds how long a client takes to send a request, or to take its answer.
+    """One connection, within `bounds`: of time, of clients, and of what all of them make the server hold.
 
     One timer per connection: it is never cancelled, and finds out when it rings what it should have waited for.
     """
@@ -28,10 +33,11 @@ class Protocol(HttpToolsProtocol):
     cycle: Any
     pipeline: Any
 
-    def __init__(self, read_seconds: float, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+    def __init__(self, bounds: Bounds, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._read_seconds = read_seconds
-        self._period = min(read_seconds, self.timeout_keep_alive, LINGER_SECONDS)
+        self._bounds, self._read_seconds = bounds, bounds.read_seconds
+        self.surplus, self._untaken = False, 0
+        self._period = min(bounds.read_seconds, self.timeout_keep_alive, LINGER_SECONDS)
         self._due = math.inf
         self._reading = self._in_head = False
         #: of the request that is being read: bytes of its body, those of an earlier moment, and other bytes since then
@@ -47,12 +53,19 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._due = self.loop.time() + self.timeout_keep_alive
         self._watch = self.loop.call_later(self._period, self._look)
+        over = len(self.connections) - self._bounds.connections
+        self.surplus = over > 0
+        if self.surplus:
+            self.app_state = {**self.app_state, SURPLUS: True}
+        if over > SPARE:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and with it everybody's interest in its requests."""
         if self._watch is not None:
             self._watch.cancel()
         self.pipeline.clear()
+        self._taken()
         front, self.front = self.front, None
         if front is not None and not front.response_complete:
             front.disconnected = True
@@ -90,13 +103,41 @@ class Protocol(HttpToolsProtocol):
         return rest if rest else None
 
     def _check_framing(self, size: int) -> None:
-        """Counts what came in without a piece of the body: head, trailers, what stands beside the sizes of chunks."""
-        if self._size > self._size_before:
-            self._size_before, self._framing_bytes = self._size, 0
+        """Bounds what comes in without a piece of the body: head, trailers, what stands beside the sizes of chunks."""
+        body, self._size_before = self._size - self._size_before, self._size
+        if body > 0:
+            self._framing_bytes = 0
+            if size - body > MOST_FRAMING:
+                self._let_others()
             return
         self._framing_bytes += size
         if self._framing_bytes > LARGEST_HEAD:
             self.send_400_response(NO_HTTP)
+
+    def _let_others(self) -> None:
+        """A read of many small chunks took milliseconds, and the loop would go on with what has come in since."""
+        self.transport.pause_reading()
+        self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer: what it leaves counts."""
+        super().pause_writing()
+        self._taken()
+        self._untaken = self.transport.get_write_buffer_size()
+        self._bounds.room.used += self._untaken
+
+    def resume_writing(self) -> None:
+        """It has taken most of it."""
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        self._bounds.room.used -= self._untaken
+        self._untaken = 0
 
     # -- what the parser says -------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from serving.transforming import Transformer
 from serving.transport.answers import Response
 from serving.transport.exchange import ClientGone, Exchange
 from serving.transport.http import ALIVE, READY, TEXT, Routes, readiness
+from serving.transport.room import Room
 from serving.transport.routes import INFER, MODEL, PREDICT, VERSIONED, target_of_path
 
 log = logging.getLogger("headway.requests")
@@ -23,9 +24,15 @@ class TransformerHttp(Routes):
     """The ASGI application in front of a predictor. `timeout` is the deadline of a request in seconds, or None."""
 
     def __init__(
-        self, transformer: Transformer, predictor: Predictor, metrics: Metrics, limit: int, timeout: float | None
+        self,
+        transformer: Transformer,
+        predictor: Predictor,
+        metrics: Metrics,
+        limit: int,
+        timeout: float | None,
+        room: Room | None = None,
     ) -> None:
-        self._transformer, self._predictor, self._metrics = transformer, predictor, metrics
+        self._transformer, self._predictor = transformer, predictor
         self._timeout = timeout
         self._page = Shared(self._written)
         self.draining = False
@@ -38,7 +45,7 @@ class TransformerHttp(Routes):
             ("GET", f"/v1/models/{MODEL}", self._pass_on),
             ("GET", f"/v2/models/{VERSIONED}(?:/ready)?", self._pass_on),
         ]
-        super().__init__(limit, lambda: self.draining, table)
+        super().__init__(limit, lambda: self.draining, table, metrics, room)
 
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         """V1 and V2; a client that hangs up cancels its request, to the predictor too."""
@@ -68,13 +75,15 @@ class TransformerHttp(Routes):
         assert target is not None
         self._check(target.model)
         exchange.check_content()
-        body = exchange.unpacked(await exchange.body())
+        body = await exchange.unpacked()
         deadline = self._deadline(exchange)
 
         async def asked() -> Response:
             raw = b"inference-header-content-length" in exchange.headers  # binary tensors: no key is looked for
             sent, note = (body, "") if raw else await self._transformer.complete(body, v1=target.v1, deadline=deadline)
-            return _response(await self._ask(exchange, sent, deadline), note)
+            answer = await self._ask(exchange, sent, deadline)
+            self.room.check(len(answer.body))
+            return _response(answer, note)
 
         return await exchange.unless_gone(asked())
 

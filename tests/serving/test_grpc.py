@@ -21,7 +21,7 @@ async def channel() -> AsyncIterator[tuple[grpc.aio.Channel, Listening]]:
     """A channel to a server of `echo`, whose one column is a double."""
     async with listening("protocol") as served:
         address = f"127.0.0.1:{free_port()}"
-        server = build_server(served.plane, address, 2**20)
+        server = build_server(served.plane, address, 2**20, 100, served.room)
         await server.start()
         async with grpc.aio.insecure_channel(address) as opened:
             yield opened, served

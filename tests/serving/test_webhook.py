@@ -12,6 +12,7 @@ from registry.errors import UntrustedDelivery
 from serving.bucket import TokenBucket
 from serving.errors import BadRequest, BodyTooLarge, RateLimited, UnsupportedMediaType
 from serving.transport.exchange import Exchange
+from serving.transport.room import Room
 from serving.transport.webhook import BURST, LONGEST_BODY, OUTCOMES, RATE, Webhook
 
 SECRET = "correct horse battery"
@@ -57,7 +58,7 @@ class Route:
             return {"body": body}
 
         scope = {"headers": list(given.items()), "method": "POST", "path": "/webhooks/mlflow"}
-        response = await self.handler(Exchange(scope, receive, 10_000_000), {})
+        response = await self.handler(Exchange(scope, receive, 10_000_000, Room(10**9)), {})
         assert response.status == 200
         return json.loads(response.body)
 
