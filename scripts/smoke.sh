@@ -4,6 +4,7 @@ set -euo pipefail
 MODEL=
 HOST=
 INSTANCES=
+VERSION=
 HEADERS=()
 BODY=
 STATUS=
@@ -19,6 +20,7 @@ Liveness, readiness, status, a V1 prediction, a V2 inference and the metrics of 
   --model NAME      the model; without it, the first that the server lists
   --host HOST       the Host that a gateway routes by, when URL is the gateway's address
   --header H        sent with every request, for example an authorization; may stand more than once
+  --version V       fail unless this version answers
   --no-metrics      /metrics is not asked for: a gateway should not let it through
   --instances JSON  V1 instances that the model takes; without them, one of zeros, made from the model's metadata
 USAGE
@@ -44,12 +46,19 @@ fail() {
   FAILED=1
 }
 
+# What the last answer says is wrong: its `error` and `problem`, whole; else how it begins.
+why() {
+  local said
+  said=$(grep -oE '"(error|problem)":"([^"\\]|\\.)*"' <<<"$BODY" | sed -E 's/^"(error|problem)":"(.*)"$/\2/' | awk '!seen[$0]++')
+  if [ -n "$said" ]; then awk '{ printf "%s%s", (NR > 1 ? "; " : ""), $0 }' <<<"$said"; else head -c 300 <<<"$BODY"; fi
+}
+
 # expect WHAT PATTERN: the last answer is a 200, and its body matches the pattern.
 expect() {
   if [ "$STATUS" = 200 ] && grep -Eq -- "$2" <<<"$BODY"; then
     pass "$1"
   else
-    fail "$1: HTTP $STATUS: $(head -c 300 <<<"$BODY")"
+    fail "$1: HTTP $STATUS: $(if [ "$STATUS" = 200 ]; then echo "the answer does not say so"; else why; fi)"
   fi
 }
 
@@ -111,7 +120,13 @@ check_model() {
   ask GET "/v1/models/$MODEL"
   expect "status of $MODEL" '"ready":true'
   [ "$STATUS" = 200 ] || return 0
-  pass "version $(text_of version) of $MODEL serves"
+  local serves
+  serves=$(text_of version)
+  if [ -z "$VERSION" ] || [ "$serves" = "$VERSION" ]; then
+    pass "version $serves of $MODEL serves"
+  else
+    fail "version $serves of $MODEL serves, and not $VERSION"
+  fi
   ask GET "/v2/models/$MODEL"
   expect "metadata" '"inputs":\['
   build
@@ -132,13 +147,14 @@ URL=
 METRICS=yes
 while [ $# -gt 0 ]; do
   case $1 in
-    --model | --host | --header | --instances)
+    --model | --host | --header | --instances | --version)
       [ $# -ge 2 ] || misused "$1 takes a value."
       case $1 in
         --model) MODEL=$2 ;;
         --host) HOST=$2 ;;
         --header) HEADERS+=(--header "$2") ;;
         --instances) INSTANCES=$2 ;;
+        --version) VERSION=$2 ;;
       esac
       shift
       ;;

@@ -128,6 +128,7 @@ async def _serve(settings: Settings, enlist: Callable[[Alone], Crew]) -> int:
         resident_bytes,
         Finder(registry, settings.registry.poll_seconds),
         limits.on_demand_versions,
+        leave_seconds=limits.load_seconds,
     )
 
     own = Alone(fleet, metrics)

@@ -21,6 +21,8 @@ TOO_LATE = "The request's deadline passed before the model answered."
 REFUSED = "The model refuses these rows: at least one value is outside of what it can compute."
 #: Hears what became of a request: its outputs or why there are none, and the seconds its batch took in the runtime.
 Done = Callable[["Outputs | Exception", float], None]
+#: Something that grows with the time of this thread that counts, in seconds.
+Meter = Callable[[], float]
 
 
 @dataclass(slots=True, eq=False)
@@ -75,11 +77,15 @@ def rows_of(slices: Sequence[Slice]) -> int:
     return sum([piece.stop - piece.start for piece in slices])
 
 
-def compute(runtime: Runtime, slices: Sequence[Slice]) -> tuple[list[Outputs | Exception], float]:
-    """Runs one batch; returns one result per slice and the seconds that it took."""
+def compute(
+    runtime: Runtime, slices: Sequence[Slice], meter: Meter | None = None
+) -> tuple[list[Outputs | Exception], float, float]:
+    """Runs one batch; returns one result per slice, the seconds that it took, and those that `meter` counted, if fewer."""
+    before = 0.0 if meter is None else meter()
     began = time.perf_counter()
     results = _attempt(runtime, slices)
-    return results, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    return results, seconds, seconds if meter is None else min(seconds, meter() - before)
 
 
 def _attempt(runtime: Runtime, slices: Sequence[Slice]) -> list[Outputs | Exception]:

@@ -246,11 +246,12 @@ class Batcher:
 
     def _run_inline(self, slices: list[Slice], began: float) -> None:
         assert self._runtime is not None
-        results, seconds = compute(self._runtime, slices)
+        meter = None if self._place is None else self._place.meter
+        results, seconds, own = compute(self._runtime, slices, meter)
         if self._hang_seconds is not None and seconds > self._hang_seconds:
             self._overdue(seconds)
         self.used += seconds
-        self._finish(slices, began, results, seconds)
+        self._finish(slices, began, results, seconds, own)
         self._freed()
 
     def _freed(self) -> None:
@@ -261,7 +262,9 @@ class Batcher:
         else:
             self._admission.rested()
 
-    def _finish(self, slices: list[Slice], began: float, results: list[Outputs | Exception], seconds: float) -> None:
+    def _finish(
+        self, slices: list[Slice], began: float, results: list[Outputs | Exception], seconds: float, own: float
+    ) -> None:
         rows, ended = rows_of(slices), time.monotonic()
         answered = not isinstance(results[0], Exception) or any(not isinstance(r, Exception) for r in results)
         if answered:
@@ -274,7 +277,7 @@ class Batcher:
                 self._learn(self._cost, rows, seconds)
             self._admission.ran(rows, time.monotonic() - began, self.most)
         if self._place is not None:
-            self._on_loop = self._place.ran(seconds, ended, answered)
+            self._on_loop = self._place.ran(seconds, own, ended, answered)
 
     def _deliver(self, piece: Slice, result: Outputs | Exception, seconds: float, now: float) -> None:
         item = piece.item

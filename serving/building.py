@@ -14,6 +14,7 @@ from serving.loading import Loaded
 from serving.predicting import LOST
 from serving.response_cache import ResponseCache
 from serving.servable import Servable, Watcher
+from serving.threads import Quit
 from serving.turns import Turns
 
 log = logging.getLogger("headway.lifecycle")
@@ -87,5 +88,7 @@ class Disposal:
 
 def reason_of(error: Exception) -> str:
     """The first line of an error, for people, ours whole; a library's is cut, and says its class."""
+    if isinstance(error, Quit):
+        return f"its code raised {type(error.__cause__).__name__}"
     text = (str(error).strip().splitlines() or [""])[0]
     return text[:2000] if isinstance(error, RegistryError | FeatureError) else f"{type(error).__name__}: {text[:300]}"

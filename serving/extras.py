@@ -61,6 +61,11 @@ class Extras:
             extra.turn.end()
             self._changed()
 
+    def end(self, error: NotReady) -> None:
+        """Tells all who wait that nothing comes any more."""
+        for extra in self._extras.values():
+            extra.turn.end(error)
+
     def came(self, version: ModelVersion) -> None:
         """Tells those who wait that it is READY."""
         if version in self:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from registry.policies import FollowAlias, Pinned
 from serving.errors import BadRequest, DeadlineExceeded, NoRoom, NotFound, NotLoadedYet, NotReady
 from serving.herd import Herd
 from serving.lifecycle import State
-from serving.manager import ModelManager
+from serving.manager import COMING, ModelManager
 from serving.memory import Memory
 from serving.named import Finder
 from serving.poller import Poller
@@ -77,12 +78,14 @@ class Fleet:
         finder: Finder,
         most_extras: int = 4,
         give_up: float = GIVE_UP_SECONDS,
+        leave_seconds: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`resident` gives the bytes of memory that the process holds now; `most_extras` is how many versions that
-        requests name one model may have at a time."""
+        requests name one model may have at a time; `leave_seconds` is how long a load waits for others to leave."""
         self.seats, self._wait, self._finder = seats, wait_seconds, finder
         self._most_extras, self._give_up_after = most_extras, give_up
-        self._memory = Memory(self, budget_bytes, resident)
+        self._memory = Memory(self, budget_bytes, resident, leave_seconds=leave_seconds, clock=clock)
         #: of the models that are cheap enough for the loop
         self.turns = Turns()
         self._herd: Herd | None = None
@@ -333,5 +336,6 @@ def _may_go(seat: Seat, servable: Servable, coming: Servable | None = None) -> b
     if servable is not manager.current and servable.version not in manager.aspired:
         return True
     replaced = coming is not None and coming.model == manager.name and coming.version in manager.aspired
-    settled = all(s.state is State.READY for s in manager.own)
+    mine = [s for s in manager.own if s.state not in COMING or s.version in manager.aspired]
+    settled = all(s.state is State.READY for s in mine)
     return manager.sleeps and settled and not replaced and not seat.awaited[None]

@@ -99,6 +99,8 @@ Action = Load | Publish | Drain | Unload | Forget
 
 _LIVE = (State.NEW, State.LOADING, State.WARMING, State.READY)
 _COMING = (State.NEW, State.LOADING, State.WARMING)
+#: Loads of one model at a time, those included that nobody wants any more and that may hang.
+MOST_COMING = 4
 
 
 def plan(
@@ -111,13 +113,18 @@ def plan(
 ) -> Action | None:
     """The one next action that brings reality nearer to what is aspired, or None if there is nothing to do now.
 
-    `aspired[0]` answers unversioned requests. At most one version loads at a time, a READY version is published
-    before the one it replaces is drained, and without a READY successor the current one is never drained: an empty
-    aspiration (a vanished alias, an empty registry) keeps the last READY version. `extras` are wanted beside: they load
-    after what is aspired, and are never published.
+    `aspired[0]` answers unversioned requests. Of what is aspired one version loads at a time, and waits for no load of
+    what is not: that may hang. A READY version is published before the one it replaces is drained, and without a READY
+    successor the current one is never drained: an empty aspiration (a vanished alias, an empty registry) keeps the last
+    READY version. `extras` are wanted beside: they load one by one after what is aspired, and are never published.
     """
     wanted = (*aspired, *extras)
-    return _publish(aspired, views) or _retire(aspired, wanted, views, now, drain_seconds) or _load(wanted, views, now)
+    return (
+        _publish(aspired, views)
+        or _retire(aspired, wanted, views, now, drain_seconds)
+        or _load(aspired, views, now, aspired)
+        or _load(extras, views, now, wanted)
+    )
 
 
 def next_due(views: Sequence[View], now: float, drain_seconds: float) -> float | None:
@@ -152,8 +159,12 @@ def _retire(
     return None
 
 
-def _load(wanted: Sequence[ModelVersion], views: Sequence[View], now: float) -> Action | None:
-    if any(view.state in _COMING for view in views):
+def _load(
+    wanted: Sequence[ModelVersion], views: Sequence[View], now: float, first: Sequence[ModelVersion]
+) -> Action | None:
+    """The next load of what is wanted; none while one of `first` comes."""
+    coming = [view.version for view in views if view.state in _COMING]
+    if len(coming) >= MOST_COMING or any(version in first for version in coming):
         return None
     for version in wanted:
         mine = [view for view in views if view.version == version]

@@ -15,7 +15,9 @@ from datetime import UTC, datetime
 from functools import partial
 
 from registry.versions import ModelVersion
+from serving.attempts import Attempts
 from serving.building import Disposal, build_batcher, build_cache, reason_of
+from serving.errands import Errands
 from serving.errors import NoRoom, NotFound, NotReady
 from serving.extras import Extras
 from serving.lifecycle import (
@@ -42,6 +44,7 @@ from serving.turns import Turns
 
 log = logging.getLogger("headway.lifecycle")
 STUMBLED_SECONDS = 1.0
+COMING = (State.LOADING, State.WARMING)
 ASLEEP = "it is loaded when it is asked for"
 UNASKED = "the registry has not been asked yet"
 
@@ -84,9 +87,9 @@ class ModelManager:
         self._drain_seconds, self._load_seconds = drain_seconds, load_seconds
         self._wake = asyncio.Event()
         self.extras = Extras(self._wake.set)
-        self._loading: asyncio.Task[None] | None = None
-        self._noting: asyncio.Task[None] | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._errands, self._attempts = Errands(), Attempts()
+        self._to_note: ModelVersion | None = None
+        self._notes = False
         self.alive: weakref.WeakSet[Servable] = weakref.WeakSet()
 
     # -- what the poller says -------------------------------------------------------------------------------------
@@ -213,9 +216,9 @@ class ModelManager:
         failed = next((s for s in reversed(self.servables) if s.state is State.FAILED), None)
         if failed is not None:
             return f"version {failed.version.version} FAILED: {without_folders(failed.reason or '')}"
-        coming = next((s for s in self.own if s.state in (State.LOADING, State.WARMING)), None)
+        coming = next((s for s in reversed(self.own) if s.state in COMING), None)
         if coming is not None:
-            return f"version {coming.version.version} is {coming.state}"
+            return f"version {coming.version.version} {coming.waits or f'is {coming.state}'}"
         return without_folders(self.problem or "the aspired version has not been loaded yet")
 
     def trouble(self) -> str | None:
@@ -237,14 +240,24 @@ class ModelManager:
                     log.error("reconciling stumbled", extra={"model": self.name}, exc_info=error)
                     await asyncio.sleep(STUMBLED_SECONDS)
         finally:
-            if self._loading is not None:
-                self._loading.cancel()
+            self._errands.cancel()
+            self._send_away(NotReady("The server is shutting down."))
+
+    def _send_away(self, error: NotReady) -> None:
+        """Whoever still waits for a version to come or to leave would wait for ever."""
+        self.turn.end(error)
+        self.extras.end(error)
+        for servable in (*self.servables, *self.leaving):
+            servable.gone.set()
 
     async def _reconcile(self) -> None:
         """Everything that the plan asks for now, and a rest until something can change it."""
         self._wake.clear()
+        for servable in self.servables:
+            if servable.state in COMING and servable.version not in (*self.aspired, *self.extras.versions):
+                servable.step_aside()
         while (action := self._plan(now := time.monotonic())) is not None:
-            await self._perform(action)
+            self._perform(action)
         await self._rest(now)
 
     def close(self, error: Exception | None = None) -> None:
@@ -268,7 +281,7 @@ class ModelManager:
     def _views(self) -> list[View]:
         return [s.view(self.current) for s in self.servables]
 
-    async def _perform(self, action: Action) -> None:
+    def _perform(self, action: Action) -> None:
         match action:
             case Load(version):
                 self._load(version)
@@ -277,7 +290,7 @@ class ModelManager:
             case Drain(id):
                 self._enter(self._by_id(id), State.DRAINING)
             case Unload(id):
-                await self._unload(self._by_id(id))
+                self._unload(self._by_id(id))
             case Forget(id):
                 self._remove(self._by_id(id))
 
@@ -294,18 +307,21 @@ class ModelManager:
         self.alive.add(servable)
         self.servables.append(servable)
         self._enter(servable, State.LOADING)
-        self._loading = asyncio.get_running_loop().create_task(self._bring_up(servable))
+        self._errands.begin(self._bring_up(servable))
 
     async def _bring_up(self, servable: Servable) -> None:
-        """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays."""
-        bound = asyncio.timeout(self._load_seconds)
+        """Loads and warms in a thread of its own. Any failure makes the servable FAILED; the old version stays. Time
+        counts when there is room, and not while it is waited for."""
+        bound, version = asyncio.timeout(None), servable.version
         try:
-            LOST.check(self.name, servable.version.version)
-            async with bound, self._room(servable):
-                loaded = await in_thread(lambda: self._loader.load(servable.version), Loaded.dispose)
+            LOST.check(self.name, version.version)
+            self._attempts.check(version)
+            async with self._room(servable), bound:
+                bound.reschedule(asyncio.get_running_loop().time() + self._load_seconds)
+                loaded = await self._attempts.run(version, lambda: self._loader.load(version), Loaded.dispose)
                 servable.loaded = loaded
                 self._enter(servable, State.WARMING)
-                cost_ms = await in_thread(lambda: warm(loaded))
+                cost_ms = await self._attempts.run(version, lambda: warm(loaded))
             given_up = partial(self._give_up, servable)
             servable.batcher = build_batcher(servable, loaded, cost_ms, self._watcher, self._turns, given_up)
             servable.cache = build_cache(servable, self._watcher)
@@ -321,7 +337,7 @@ class ModelManager:
         finally:
             self._wake.set()
             if servable.state is State.FAILED:
-                await self._dispose(servable)
+                self._part(servable)
 
     def _watch(self, servable: Servable, loaded: Loaded) -> None:
         """Hears it when the process of a READY version is given up on. How often it failed before still counts then."""
@@ -339,7 +355,7 @@ class ModelManager:
             return  # it is leaving anyway
         servable.shut()
         self._fail(servable, reason)
-        self._ending = asyncio.get_running_loop().create_task(self._dispose(servable))
+        self._part(servable)
         self._wake.set()
 
     def _fail(self, servable: Servable, reason: str, error: NoRoom | None = None) -> None:
@@ -377,17 +393,33 @@ class ModelManager:
                 "bytes": servable.loaded.size if servable.loaded else None,
             },
         )
-        self._noting = asyncio.get_running_loop().create_task(in_thread(lambda: self._remember(servable.version)))
+        self._to_note = servable.version
+        if not self._notes:
+            self._errands.begin(self._note())
 
-    async def _unload(self, servable: Servable) -> None:
+    async def _note(self) -> None:
+        """Notes what serves, one at a time, and the newest last."""
+        self._notes = True
+        try:
+            while (version := self._to_note) is not None:
+                self._to_note = None
+                await in_thread(partial(self._remember, version))
+        finally:
+            self._notes = False
+
+    def _unload(self, servable: Servable) -> None:
         servable.shut()
         self._enter(servable, State.UNLOADED, leases_cut=servable.leases)
         self._remove(servable)
-        await self._dispose(servable)
+        self._part(servable)
+
+    def _part(self, servable: Servable) -> None:
+        """Has it disposed of; until then its memory counts. One that hangs in its end keeps nobody from coming."""
+        self.leaving.append(servable)
+        self._errands.begin(self._dispose(servable))
 
     async def _dispose(self, servable: Servable) -> None:
-        """Releases what was loaded, in a thread; until then its memory counts."""
-        self.leaving.append(servable)
+        """Releases what was loaded, in a thread."""
         try:
             if servable.loaded is not None:
                 await in_thread(Disposal(servable))

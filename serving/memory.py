@@ -1,7 +1,7 @@
 """The memory budget: loads one version at a time, measures what it took, and has idle ones leave until there is room.
 
 What a version takes is the growth of the process's resident memory while it loads, and what its own process holds if it
-has one. What was unloaded counts until it has been disposed of.
+has one; the last measure counts, and refuses for less as it ages. What was unloaded counts until it has been disposed of.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import psutil
@@ -26,6 +29,12 @@ from serving.threads import in_thread
 
 log = logging.getLogger("headway.lifecycle")
 RETRY_SECONDS = 10
+#: A load that takes longer lets the next one begin beside it; neither can be measured then.
+STALLED_SECONDS = 60.0
+#: After so long a measure refuses for half of what it is over the version's files.
+HALF_LIFE_SECONDS = 60.0
+SETTLE_SECONDS = 0.2
+GOING = (State.DRAINING, State.FAILED)
 #: Versions whose size is remembered after they left.
 MOST_REMEMBERED = 10_000
 
@@ -62,14 +71,46 @@ class Residents(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a version took when it was loaded last: bytes, those of its files among them; `at` is monotonic seconds."""
+
+    size: int
+    files: int
+    at: float
+
+    def least(self, now: float) -> int:
+        """What it takes at least, for all that is known by `now`. Others may have had a part in the growth that was
+        measured, so it refuses for less and less, down to the files."""
+        return self.files + int((self.size - self.files) * 0.5 ** ((now - self.at) / HALF_LIFE_SECONDS))
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """The right to load while nobody else does."""
+
+    held: bool = True
+
+
 class Memory:
     """The budget of all versions together, in bytes; None is no budget. Lives on the event loop."""
 
-    def __init__(self, residents: Residents, budget_bytes: int | None, resident: Callable[[], int]) -> None:
-        """`resident` gives the bytes of memory that the process holds now."""
+    def __init__(
+        self,
+        residents: Residents,
+        budget_bytes: int | None,
+        resident: Callable[[], int],
+        *,
+        leave_seconds: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`resident` gives the bytes of memory that the process holds now; whoever makes room has `leave_seconds`."""
         self._residents, self._budget, self._resident = residents, budget_bytes, resident
+        self._leave_seconds, self._clock = leave_seconds, clock
         self._one_at_a_time = asyncio.Lock()
-        self._took: LRUCache[tuple[str, str], int] = LRUCache(MOST_REMEMBERED)
+        self._took: LRUCache[tuple[str, str], Measure] = LRUCache(MOST_REMEMBERED)
+        #: loads that have stepped aside and go on, and how often one began or ended to do so
+        self._aside = self._disturbed = 0
 
     @property
     def used(self) -> int:
@@ -86,19 +127,90 @@ class Memory:
         if self._budget is None:
             yield
             return
-        key = (servable.model, servable.version.version)
-        async with self._one_at_a_time:
-            known = self._took.get(key)
-            wanted = self._typical() if known is None else known
-            await self._make_room(wanted, servable, self._budget, sure=known is not None)
-            before, modules = await self._settled(), len(sys.modules)
+        async with self._turn(servable) as turn:
+            await self._admit(servable, self._budget)
+            servable.waits = None
+            before, modules, disturbed = await self._settled(), len(sys.modules), self._disturbed
             yield
-            grown = await self._settled() - before if len(sys.modules) == modules else 0
-            files = (servable.loaded.size or 0) if servable.loaded is not None else 0
-            # A library that was imported on the way stays, and is shared: then the size of the files must do.
-            servable.memory = max(grown + elsewhere(servable), files, self._took.get(key, 0))
-            self._took[key] = servable.memory
-            await self._make_room(0, servable, self._budget, sure=True)
+
+            async def grown() -> int | None:
+                """None if the growth says nothing: a library that was imported on the way stays, and is shared."""
+                alone = turn.held and disturbed == self._disturbed and not self._aside
+                return await self._settled() - before if alone and len(sys.modules) == modules else None
+
+            await self._keep(servable, self._budget, grown)
+
+    # -- turns ------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, servable: Servable) -> AsyncIterator[Turn]:
+        """One load at a time, lest they be measured together. One that nobody waits for any more, or that takes long,
+        steps aside: it may hang."""
+        servable.waits = "waits until another version has loaded"
+        try:
+            await self._one_at_a_time.acquire()
+            turn = Turn()
+            servable.step_aside = partial(self._step_aside, turn)
+            timer = asyncio.get_running_loop().call_later(STALLED_SECONDS, servable.step_aside)
+            try:
+                yield turn
+            finally:
+                timer.cancel()
+                self._end(turn)
+        finally:
+            servable.waits, servable.step_aside = None, lambda: None
+
+    def _step_aside(self, turn: Turn) -> None:
+        if turn.held:
+            turn.held = False
+            self._aside += 1
+            self._disturbed += 1
+            self._one_at_a_time.release()
+
+    def _end(self, turn: Turn) -> None:
+        if turn.held:
+            self._one_at_a_time.release()
+        else:
+            self._aside -= 1
+            self._disturbed += 1
+
+    # -- room -------------------------------------------------------------------------------------------------------
+
+    async def _admit(self, coming: Servable, budget: int) -> None:
+        """Makes room for what a version took when it was loaded last, or for what others took on average; refuses it
+        only for what it takes at least."""
+        known = self._took.get(_key(coming))
+        wanted, least = (self._typical(), 0) if known is None else (known.size, self._least(known, coming))
+        if known is not None and self._never_leaves(coming) + wanted > budget:
+            wanted = least  # who leaves for it would leave in vain
+        await self._make_room(coming, wanted, least, budget)
+        coming.memory = min(wanted, max(0, budget - self._others(coming)))  # nobody else may have it meanwhile
+
+    async def _keep(self, coming: Servable, budget: int, grown: Callable[[], Awaitable[int | None]]) -> None:
+        """Measures what was loaded, and makes room for that."""
+        self._note(coming, await grown())
+        try:
+            await self._make_room(coming, coming.memory, coming.memory, budget)
+        except NoRoom:  # requests may have held for a moment what was measured
+            await asyncio.sleep(SETTLE_SECONDS)
+            if (again := await grown()) is None or again >= coming.memory:
+                raise
+            self._note(coming, again)
+            await self._make_room(coming, coming.memory, coming.memory, budget)
+
+    def _note(self, servable: Servable, grown: int | None) -> None:
+        now, known = self._clock(), self._took.get(_key(servable))
+        files = (servable.loaded.size or 0) if servable.loaded is not None else 0
+        if grown is None:
+            grown = 0 if known is None else known.least(now)
+        servable.memory = max(grown + elsewhere(servable), files)
+        self._took[_key(servable)] = Measure(servable.memory, files, now)
+
+    def _least(self, known: Measure, coming: Servable) -> int:
+        """In an empty budget a version is tried, whatever it was measured at: that harms nobody."""
+        now, holders = self._clock(), self._residents.holders
+        alone = all(s is coming or s.state in GOING for h in holders for s in h.servables)
+        return known.files if alone and now - known.at >= RETRY_SECONDS else known.least(now)
 
     async def _settled(self) -> int:
         await in_thread(give_back)  # what loading took in passing is not what the model takes
@@ -106,24 +218,32 @@ class Memory:
 
     def _typical(self) -> int:
         """What a version takes that was never loaded: a guess, so that memory is made free before it is used."""
-        return sum(self._took.values()) // len(self._took) if self._took else 0
+        return sum(known.size for known in self._took.values()) // len(self._took) if self._took else 0
 
-    async def _make_room(self, wanted: int, coming: Servable, budget: int, *, sure: bool) -> None:
-        """Raises NoRoom if that is not to be had, and it is `sure` that so much is wanted."""
-        own = wanted or coming.memory
-        if sure and self._never_leaves() + own > budget and not self._stays(coming):
-            raise no_room(coming, own)
-        while self.used + wanted > budget:
+    async def _make_room(self, coming: Servable, wanted: int, least: int, budget: int) -> None:
+        """Has others leave until there is room for `wanted` bytes. Raises NoRoom if not even `least` are to be had."""
+        if self._never_leaves(coming) + least > budget and not self._stays(coming):
+            raise no_room(coming, least)
+        try:
+            async with asyncio.timeout(self._leave_seconds):
+                await self._free(coming, wanted, least, budget)
+        except TimeoutError:
+            if not self._stays(coming):
+                raise no_room(coming, least) from None
+
+    async def _free(self, coming: Servable, wanted: int, least: int, budget: int) -> None:
+        while self._others(coming) + wanted > budget:
             going = next(self._going(), None)
             if going is None and (going := self._residents.idle(coming)) is not None:
                 self._tell(going, coming)
             if going is not None:
+                coming.waits = f"waits for memory: version {going.version.version} of {shown(going.model)!r} is leaving"
                 await going.gone.wait()
                 await in_thread(give_back)
-            elif not sure or self._stays(coming):
-                return  # what must be there is loaded, whatever it takes; and a guess refuses nobody
+            elif self._stays(coming) or self._others(coming) + least <= budget:
+                return  # what must be there is loaded, whatever it takes
             else:
-                raise no_room(coming, own)
+                raise no_room(coming, least)
 
     def _tell(self, going: Servable, coming: Servable) -> None:
         facts = {"model": going.model, "version": going.version.version, "for": coming.model, "used_bytes": self.used}
@@ -131,23 +251,33 @@ class Memory:
         self._residents.leave(going)
 
     def _going(self) -> Iterator[Servable]:
-        """Who leaves already, those that failed after they had been loaded included."""
+        """Who leaves already, those that failed after they had been loaded included; without those that hang in it."""
+        late = time.monotonic() - STALLED_SECONDS
         for holder in self._residents.holders:
             yield from (s for s in holder.servables if s.state is State.DRAINING)
-            yield from holder.leaving
+            yield from (s for s in holder.leaving if s.entered > late)
 
     def _stays(self, servable: Servable) -> bool:
         return self._residents.holder(servable).stays(servable)
 
-    def _never_leaves(self) -> int:
+    def _others(self, servable: Servable) -> int:
+        return sum(weight(s) for s in self._servables() if s is not servable)
+
+    def _never_leaves(self, coming: Servable) -> int:
+        """What the others take that stay."""
         holders = self._residents.holders
-        return sum(weight(servable) for h in holders for servable in h.servables if h.stays(servable))
+        return sum(weight(s) for h in holders for s in h.servables if s is not coming and h.stays(s))
+
+
+def _key(servable: Servable) -> tuple[str, str]:
+    return servable.model, servable.version.version
 
 
 def no_room(servable: Servable, wanted: int) -> NoRoom:
     """The refusal of a version that needs `wanted` bytes."""
     name = f"Version {servable.version.version} of model {shown(servable.model)!r}"
-    return NoRoom(f"{name} does not fit in server.memory_bytes now: it takes {wanted} bytes.", RETRY_SECONDS)
+    takes = f": it takes {wanted} bytes" if wanted else ""
+    return NoRoom(f"{name} does not fit in server.memory_bytes now{takes}.", RETRY_SECONDS)
 
 
 def weight(servable: Servable) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,8 +19,8 @@ MOST_HUNG = 3
 MOST_LOST = 2 * MOST_HUNG
 
 Results = list["Outputs | Exception"]
-#: Hears the results of a batch, and the seconds that it took.
-Told = Callable[[Results, float], None]
+#: Hears the results of a batch, the seconds that it took, and how many of them its thread computed.
+Told = Callable[[Results, float, float], None]
 
 
 class Run:
@@ -96,7 +97,7 @@ class Threads:
             self._pool.submit(self._work, loop, runtime, run)
         except RuntimeError:  # the machine has no thread to give
             none: Results = [NotReady("The server has no thread for the model; ask again.") for _ in slices]
-            loop.call_soon(self._ended, run, none, 0.0)
+            loop.call_soon(self._ended, run, none, 0.0, 0.0)
 
     def close(self) -> None:
         """Batches that run end unheard."""
@@ -110,18 +111,18 @@ class Threads:
     def _work(self, loop: asyncio.AbstractEventLoop, runtime: Runtime, run: Run) -> None:
         if run.told is None:
             return
-        results, seconds = compute(runtime, run.slices)
+        results, seconds, own = compute(runtime, run.slices, time.thread_time)
         run.over = True
         with contextlib.suppress(RuntimeError):  # the loop has closed
-            loop.call_soon_threadsafe(self._ended, run, results, seconds)
+            loop.call_soon_threadsafe(self._ended, run, results, seconds, own)
 
-    def _ended(self, run: Run, results: Results, seconds: float) -> None:
+    def _ended(self, run: Run, results: Results, seconds: float, own: float) -> None:
         _silence(run)
         self._runs.discard(run)
         told, run.told = run.told, None
         try:
             if told is not None:
-                told(results, seconds)
+                told(results, seconds, own)
         finally:
             _free(run)
 

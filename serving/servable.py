@@ -59,7 +59,8 @@ class Watcher(Protocol):
 @dataclass(eq=False)
 class Servable:
     """One version. `gone` is set when nothing of it is left; `used` is when it was last leased (monotonic seconds);
-    `memory` what it took to load, in bytes."""
+    `memory` what it took to load, in bytes. `waits` says what for before its load has begun; `step_aside` lets the loads
+    of others go on while it loads."""
 
     model: str
     version: ModelVersion
@@ -76,6 +77,8 @@ class Servable:
     loaded: Loaded | None = None
     batcher: Batcher | None = None
     cache: ResponseCache | None = None
+    waits: str | None = None
+    step_aside: Callable[[], None] = lambda: None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def view(self, current: Servable | None) -> View:

@@ -93,11 +93,14 @@ class Files:
 
 @dataclass
 class Loader:
-    """Builds versions at once (`VersionLoader`), unless a gate is closed: `load` and `end` hold loads and disposals,
-    `answer` predictions. `resident` is the memory that its versions hold; `bad` ones cannot be loaded."""
+    """Builds versions at once (`VersionLoader`), unless a gate is closed: `gate` and `end` hold loads and disposals,
+    `answer` predictions, and `hangs` the loads of one version. `resident` is the memory that its versions hold; `bad`
+    ones cannot be loaded, and `raises` is what those raise."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     bad: set[tuple[str, str]] = field(default_factory=set)
+    raises: BaseException = field(default_factory=lambda: InvalidModel("it is bad"))
+    hangs: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
     resident: int = 0
     loads: Counter[tuple[str, str]] = field(default_factory=Counter)
     gate: threading.Event = field(default_factory=threading.Event)
@@ -110,14 +113,25 @@ class Loader:
 
     def open(self) -> None:
         """Lets everything through."""
-        for gate in (self.gate, self.end, self.answer):
+        for gate in (self.gate, self.end, self.answer, *self.hangs.values()):
             gate.set()
+        self.hangs.clear()
+
+    def hang(self, name: str, number: str) -> None:
+        """Loads of this version begin, and do not end, until everything is let through, or this version."""
+        self.hangs[name, number] = threading.Event()
+
+    def let(self, name: str, number: str) -> None:
+        """Its loads go on."""
+        self.hangs.pop((name, number)).set()
 
     def load(self, version: ModelVersion) -> Loaded:
         self.loads[version.name, version.version] += 1
         self.gate.wait(10)
+        if (hangs := self.hangs.get((version.name, version.version))) is not None:
+            hangs.wait(30)
         if (version.name, version.version) in self.bad:
-            raise InvalidModel("it is bad")
+            raise self.raises
         size = self.sizes.get(version.name, 1)
         with self.lock:
             self.resident += size

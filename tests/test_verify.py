@@ -71,6 +71,20 @@ def test_an_onnx_model_is_named_so_and_its_data_must_be_its_own(spot: Spot, veri
     assert (code, out.splitlines()[-1]) == (1, "- the onnx file names data that is not in the version's folder")
 
 
+@pytest.mark.audit("1")
+def test_an_exported_program_that_runs_code_is_refused_without_running_it(spot: Spot, verify: Verify) -> None:
+    """With the reason that the server would give; where code is allowed it says that it would be loaded, and runs nothing."""
+    pytest.importorskip("torch")
+    from tests.serving.test_pt2 import attacked, in_a_guard
+
+    attacked(spot, in_a_guard)
+    code, out, _ = verify(str(spot.model))
+    assert (code, "run as code (in guards_code): set allow_code" in out.splitlines()[-1]) == (1, True)
+    entry = {"name": "m", "uri": str(spot.model), "allow_code": True}
+    code, out, _ = verify(str(spot.model), "--config", config(spot.folder, models=[entry]))
+    assert (code, "would be loaded" in out, spot.canary.exists()) == (0, True, False)
+
+
 def test_a_refused_folder_exits_1_and_nothing_of_it_runs(spot: Spot, verify: Verify, tmp_path: Path) -> None:
     """Each reason is a line; as JSON they are a list."""
     spot.save(mlflow.sklearn, estimator(spot.canary), serialization_format="pickle")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from serving.rollout import knative, route
 from serving.rollout.decisions import Decision, Done, Patch, Refuse, Wait
@@ -20,6 +20,23 @@ PATIENCE_SECONDS = 60.0
 Said = Callable[[str], None]
 
 
+class Moving(Protocol):
+    """What a `Driver` drives: a canary, or a deployment that is waited for."""
+
+    @property
+    def cluster(self) -> Any:
+        """Who is patched, and says why pods are not ready."""
+        ...
+
+    def observe(self) -> Any:
+        """What there is now; its `now` is a sentence. Raises ClusterError or NoSplit."""
+        ...
+
+    def decide(self, words: Sequence[str], seen: Any, *, begun: bool) -> Decision:
+        """What follows."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Canary:
     """One service, or one route, and the words that were said of it."""
@@ -32,10 +49,10 @@ class Canary:
         """What there is now. Raises ClusterError or NoSplit."""
         return self.cluster.service(self.service) if self.route is None else self.cluster.route(self.route)
 
-    def decide(self, words: list[str], seen: Any, *, begun: bool) -> Decision:
+    def decide(self, words: Sequence[str], seen: Any, *, begun: bool) -> Decision:
         """What follows for `start VERSION PERCENT`, `widen PERCENT`, `promote` or `rollback [VERSION]`."""
         verbs: Any = knative if self.route is None else route
-        match words:
+        match list(words):
             case ["start", version, percent]:
                 return verbs.start(seen, version, int(percent), begun=begun)  # type: ignore[no-any-return]
             case ["widen", percent]:
@@ -55,7 +72,7 @@ class Failed(Exception):
 class Driver:
     """Runs one command. `show` gives the text of a patch; `out` takes commands, `err` progress and the result."""
 
-    canary: Canary
+    canary: Moving
     show: Callable[[Patch], str]
     out: Said
     err: Said

@@ -17,6 +17,7 @@ from serving.rollout.decisions import Patch
 REQUEST_SECONDS, COMMAND_SECONDS = 20, 30
 #: Pods that are looked at for a reason.
 MOST_PODS = 5
+LOG_LINES = 200
 Json = Mapping[str, Any]
 
 
@@ -53,31 +54,33 @@ class Kubectl:
     """`kubectl` on the PATH, in one namespace."""
 
     namespace: str
+    #: Whether each command names the namespace; objects that are applied say theirs.
+    bound: bool = True
 
     def service(self, name: str) -> knative.Service:
         """One question for the service, one for its revisions."""
-        found = self._get(f"inferenceservice/{name}")
-        return knative.observe(found, self._list("revisions.serving.knative.dev", _of(name)))
+        found = self.get(f"inferenceservice/{name}")
+        return knative.observe(found, self.list("revisions.serving.knative.dev", _of(name)))
 
     def route(self, name: str) -> route.Route:
         """The route, and for each of its backends the service, the Deployment and its ReplicaSets."""
-        found = self._get(f"httproute/{name}")
+        found = self.get(f"httproute/{name}")
         backends = route.names(found)
         with ThreadPoolExecutor(4) as pool:
-            services = list(pool.map(lambda n: self._get(f"inferenceservice/{n.removesuffix('-predictor')}"), backends))
+            services = list(pool.map(lambda n: self.get(f"inferenceservice/{n.removesuffix('-predictor')}"), backends))
             deployments = list(pool.map(self._deployment, backends))
-            sets = list(pool.map(lambda n: self._list("replicasets", _of(n.removesuffix("-predictor"))), backends))
+            sets = list(pool.map(lambda n: self.list("replicasets", _of(n.removesuffix("-predictor"))), backends))
         known = {name: found for name, found in zip(backends, deployments, strict=True) if found is not None}
         return route.observe(found, dict(zip(backends, services, strict=True)), known, [s for own in sets for s in own])
 
     def _deployment(self, name: str) -> Json | None:
-        found: Json = json.loads(self._run("get", f"deployment/{name}", "--ignore-not-found", "-o", "json") or "null")
+        found: Json = json.loads(self.run("get", f"deployment/{name}", "--ignore-not-found", "-o", "json") or "null")
         return found
 
     def patch(self, patch: Patch) -> None:
         """A JSON patch."""
         try:
-            self._run(*self._patching(patch))
+            self.run(*self._patching(patch))
         except ClusterError as error:
             raise Rejected(str(error)) from error
 
@@ -91,7 +94,7 @@ class Kubectl:
     def why(self, selector: str) -> str:
         """Of the first pod that is not ready."""
         try:
-            pods = self._list("pods", selector)
+            pods = self.list("pods", selector)
         except ClusterError as error:
             return f"its pods cannot be read: {error}"
         for pod in pods[:MOST_PODS]:
@@ -102,22 +105,29 @@ class Kubectl:
 
     def _last_line(self, pod: str) -> str:
         try:
-            return self._run("logs", f"pod/{pod}", "--tail=1", "--all-containers=true").strip()[-500:]
+            return telling(self.run("logs", f"pod/{pod}", f"--tail={LOG_LINES}", "--all-containers=true").splitlines())
         except ClusterError:
             return ""
 
-    def _get(self, what: str) -> Json:
-        found: Json = json.loads(self._run("get", what, "-o", "json"))
+    def get(self, what: str) -> Json:
+        """One object, by `kind/name`. Raises ClusterError."""
+        found: Json = json.loads(self.run("get", what, "-o", "json"))
         return found
 
-    def _list(self, kind: str, selector: str) -> list[Json]:
-        found: list[Json] = json.loads(self._run("get", kind, "-l", selector, "-o", "json"))["items"]
+    def list(self, kind: str, selector: str) -> Sequence[Json]:
+        """The objects of a kind with a label. Raises ClusterError."""
+        found: Sequence[Json] = json.loads(self.run("get", kind, "-l", selector, "-o", "json"))["items"]
         return found
 
-    def _run(self, *words: str) -> str:
-        command = ["kubectl", *words, "-n", self.namespace, f"--request-timeout={REQUEST_SECONDS}s"]
+    def run(self, *words: str, given: str | None = None) -> str:
+        """What kubectl prints. `given` is its standard input. Raises ClusterError."""
+        command = [
+            "kubectl",
+            *words,
+            *(["-n", self.namespace, f"--request-timeout={REQUEST_SECONDS}s"] if self.bound else []),
+        ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)  # noqa: S603
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=given)  # noqa: S603
         except FileNotFoundError:
             raise ClusterError("There is no kubectl on the PATH.") from None
         except subprocess.TimeoutExpired:
@@ -152,6 +162,19 @@ def reason_of(pod: Json) -> str:
         if conditions.get("Ready", {}).get("status") == "True"
         else f"{status.get('phase', 'unknown')}, not ready yet"
     )
+
+
+def telling(lines: Sequence[str]) -> str:
+    """The last line of a log that is a warning or an error, in its own words; else the last line."""
+    for line in reversed(lines):
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(said, dict) and said.get("level") in ("WARNING", "ERROR", "CRITICAL"):
+            facts = [str(said[key]) for key in ("reason", "error", "problem", "cause") if said.get(key)]
+            return ": ".join([str(said.get("message", "")), *facts])[:500]
+    return lines[-1].strip()[-500:] if lines else ""
 
 
 def _said(state: Json) -> str:

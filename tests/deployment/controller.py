@@ -105,6 +105,18 @@ class Cluster:
             generation = self.objects[key]["metadata"].get("generation", 1)
             self.objects[key] = {**changed, "metadata": {**changed["metadata"], "generation": generation + 1}}
 
+    def pods(self) -> list[Json]:
+        """A ready pod for each ReplicaSet and revision that has any, with its labels and its version."""
+        found = []
+        for key, each in self.objects.items():
+            kind, _, name = key.partition("/")
+            if kind == "replicaset" and each["status"]["availableReplicas"]:
+                owner = each["metadata"]["ownerReferences"][0]["name"]
+                found.append(pod(name, {"app": f"isvc.{owner}"}, each["spec"]["template"]["spec"]))
+            elif kind == "revision" and each["status"]["actualReplicas"]:
+                found.append(pod(name, {"serving.knative.dev/revision": name}, each["spec"]))
+        return found
+
     def revisions(self, name: str) -> dict[str, Json]:
         """A service's revisions by name, the oldest first."""
         start = f"revision/{name}-predictor-"
@@ -131,7 +143,8 @@ class Cluster:
         """Percent of an InferenceService's traffic by the version that answers; zeros are left out."""
         service = self.service(name)
         if mode(service) == "Standard":
-            return {version_of(self.objects[f"deployment/{name}-predictor"]["spec"]["template"]["spec"]): 100}
+            made = self.objects.get(f"deployment/{name}-predictor")
+            return {version_of(made["spec"]["template"]["spec"]): 100} if made else {}
         shares: dict[str, int] = {}
         for entry in service["status"]["components"].get("predictor", {}).get("traffic", []):
             version = version_of(self.objects[f"revision/{entry['revisionName']}"]["spec"])
@@ -233,9 +246,19 @@ def deployment(name: str, spec: Json, known: Json | None) -> Json:
     status = known["status"] if known else {"updatedReplicas": 0, "availableReplicas": 0, "replicas": 0}
     return {
         "metadata": metadata,
-        "spec": {"replicas": spec.get("minReplicas", 1), "template": {"spec": spec}},
+        "spec": {
+            "replicas": spec.get("minReplicas", 1),
+            "selector": {"matchLabels": {"app": f"isvc.{name}"}},
+            "template": {"spec": spec},
+        },
         "status": {**status, "updatedReplicas": 0},
     }
+
+
+def pod(name: str, labels: dict[str, str], spec: Json) -> Json:
+    status = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    metadata = {"name": f"{name}-pod", "labels": labels, "creationTimestamp": name[-5:]}
+    return {"metadata": metadata, "spec": {"containers": spec["containers"]}, "status": status}
 
 
 def replica_set(name: str, number: int, spec: Json) -> Json:

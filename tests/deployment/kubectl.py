@@ -10,16 +10,21 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import jsonpatch
+import yaml
 
 from tests.deployment.controller import Cluster, Json
+from tests.manifests.rendering import read_base
 
-KINDS = {"isvc": "inferenceservice", "inferenceservices": "inferenceservice", "revisions": "revision", "pods": "pod",
+KINDS = {"events": "event", "isvc": "inferenceservice", "inferenceservices": "inferenceservice", "revisions": "revision", "pods": "pod",
          "replicasets": "replicaset"}  # fmt: skip
 
 
@@ -128,8 +133,12 @@ def find(cluster: Cluster, words: list[str]) -> tuple[str, Json]:
 
 def get(cluster: Cluster, given: argparse.Namespace) -> str:
     """What is there; the controllers take a pass after it, so that the first look after a patch is of before."""
-    found = labelled(cluster, given) if given.l else find_or_none(cluster, given)
-    cluster.step()
+    if given.words == ["events"]:
+        return json.dumps({"items": of_kind(cluster, "event")})
+    try:
+        found = deepcopy(labelled(cluster, given) if given.l else find_or_none(cluster, given))
+    finally:
+        cluster.step()
     if given.o == "json":
         return json.dumps(found) if found is not None else ""
     return jsonpath(given.o.removeprefix("jsonpath="), found)
@@ -148,8 +157,45 @@ def labelled(cluster: Cluster, given: argparse.Namespace) -> Json:
     """A list of all objects of a kind that have a label."""
     kind = named([*given.words, ""]).partition("/")[0]
     key, _, value = given.l.partition("=")
-    own = [each for name, each in cluster.objects.items() if name.startswith(f"{kind}/")]
+    own = cluster.pods() if kind == "pod" else of_kind(cluster, kind)
     return {"kind": "List", "items": [o for o in own if o["metadata"].get("labels", {}).get(key) == value]}
+
+
+def of_kind(cluster: Cluster, kind: str) -> list[Json]:
+    return [each for name, each in cluster.objects.items() if name.startswith(f"{kind}/")]
+
+
+def kustomize(cluster: Cluster, given: argparse.Namespace) -> str:
+    """What a folder makes: rendered by the real one, where that is; else the base alone."""
+    return yaml.safe_dump_all(rendered(given.words[0]))
+
+
+def rendered(folder: str) -> list[Json]:
+    if real := os.environ.get("REAL_KUBECTL"):
+        done = subprocess.run([real, "kustomize", folder], check=True, capture_output=True, text=True, timeout=60)
+        return list(yaml.safe_load_all(done.stdout))
+    assert Path(folder).name == "base"
+    return read_base()
+
+
+def apply(cluster: Cluster, given: argparse.Namespace) -> str:
+    """Stores what a folder or standard input says; a list of it as it is then."""
+    objects = list(yaml.safe_load_all(sys.stdin.read())) if given.f else rendered(given.k)
+    for each in objects:
+        key = f"{each['kind'].lower()}/{each['metadata']['name']}"
+        if each["kind"] == "InferenceService":
+            cluster.apply(each)
+        else:
+            cluster.objects[key] = {**cluster.objects.get(key, {}), **each}
+    return json.dumps({"kind": "List", "items": objects})
+
+
+def forward(cluster: Cluster, given: argparse.Namespace) -> str:
+    """Says where a port leads, and stays."""
+    sys.stdout.write(f"Forwarding from 127.0.0.1:{os.environ['FAKE_PORT']} -> 8080\n")
+    sys.stdout.flush()
+    time.sleep(60)
+    return ""
 
 
 def logs(cluster: Cluster, given: argparse.Namespace) -> str:
@@ -179,7 +225,10 @@ def rollout(cluster: Cluster, given: argparse.Namespace) -> str:
 
 
 VERBS: dict[str, tuple[Callable[[Cluster, argparse.Namespace], str], list[str]]] = {
-    "get": (get, ["-o", "-l"]),
+    "get": (get, ["-o", "-l", "--field-selector", "--sort-by"]),
+    "kustomize": (kustomize, []),
+    "apply": (apply, ["-f", "-k", "-o"]),
+    "port-forward": (forward, []),
     "logs": (logs, ["--tail", "--all-containers"]),
     "patch": (patch, ["--type", "-p"]),
     "wait": (wait, ["--for", "--timeout"]),
@@ -191,14 +240,14 @@ def all_shares(cluster: Cluster) -> dict[str, int]:
     """The traffic by version: of the route if there is one, else of the InferenceService."""
     for route in (key.removeprefix("httproute/") for key in cluster.objects if key.startswith("httproute/")):
         return cluster.route_shares(route)
-    return cluster.shares()
+    return cluster.shares() if of_kind(cluster, "inferenceservice") else {}
 
 
 def main() -> int:
     file = Path(os.environ["FAKE_CLUSTER"])
     state = json.loads(file.read_text())
     cluster = Cluster(state["objects"], state["broken"])
-    given = parser().parse_args()
+    given = parser().parse_args([word for word in sys.argv[1:] if word != ":8080"])
     try:
         sys.stdout.write(VERBS[given.verb][0](cluster, given))
     except Failure as failure:

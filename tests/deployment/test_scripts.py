@@ -13,7 +13,8 @@ import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from tests.deployment.clusters import ROOT
+from tests.deployment.clusters import ROOT, Shell, running
+from tests.deployment.controller import Cluster
 from tests.models import columns, register
 from tests.servers import MlflowServer, Server, free_port
 
@@ -91,7 +92,10 @@ def test_a_server_without_a_ready_model_fails(headway: Callable[..., Server], sh
     assert done.returncode == 1
     assert lines[0] == "pass  live"
     assert lines[1] == 'FAIL  ready: HTTP 503: {"ready":false}'
-    assert "FAIL  status of predictive_maintenance: HTTP 503" in done.stdout
+    [status] = [line for line in lines if line.startswith("FAIL  status of predictive_maintenance: HTTP 503: ")]
+    assert "models:/predictive_maintenance/99" in status
+    assert "{" not in status
+    assert "FAIL  metrics: predictive_maintenance is loaded: HTTP 200: the answer does not say so" in lines
 
 
 def test_where_nobody_listens_one_line_says_so() -> None:
@@ -109,59 +113,85 @@ def test_a_wrong_command_line_shows_the_usage(words: tuple[str, ...]) -> None:
         assert (done.returncode, f"usage: {script}" in done.stderr) == (2, True)
 
 
-KUBECTL = """#!/bin/sh
-# Knows the base, one running pod, and a port that leads to a real server.
-echo "$@" >> {log}
-case $1 in
-  kustomize) for file in "$2"/*.yaml; do cat "$file"; echo ---; done ;;
-  get) echo a-pod ;;
-  wait) exit {wait} ;;
-  port-forward) echo "Forwarding from 127.0.0.1:{port} -> 8080"; exec sleep 60 ;;
-esac
-"""
+def deploy(shell: Shell, *words: str, port: int = 0) -> tuple[int, str, list[list[str]]]:
+    """Exit code, output, and the words of each kubectl."""
+    real = {"REAL_KUBECTL": real} if (real := shutil.which("kubectl")) else {}
+    done = shell.run("scripts/deploy.sh", "--timeout", "20", *words, FAKE_PORT=str(port), **real)
+    return done.returncode, done.stdout + done.stderr, [call["words"] for call in shell.calls()]
 
 
-def deploy(tmp_path: Path, *words: str, port: int = 0, wait: int = 0) -> tuple[int, str, list[str]]:
-    """Exit code, output, and what kubectl was asked."""
-    program, log = tmp_path / "kubectl", tmp_path / "calls"
-    log.touch()
-    program.write_text(KUBECTL.format(log=log, port=port, wait=wait))
-    program.chmod(0o755)
-    command = ["env", f"PATH={tmp_path}:/usr/bin:/bin", "scripts/deploy.sh", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout + done.stderr, log.read_text().splitlines()
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
 
 
-def test_deploy_applies_waits_and_asks(server: Server, tmp_path: Path) -> None:
-    """In this order; the smoke test reaches the newest pod through a forwarded port."""
-    code, said, calls = deploy(tmp_path, "base", "--", "--model", "mixed", port=server.port)
+def test_deploy_applies_waits_and_asks(server: Server, shell: Shell) -> None:
+    """Namespaces first, then all; the smoke test reaches a pod of what was applied, and wants the manifest's version."""
+    shell.begin(Cluster())
+    code, said, calls = deploy(shell, "base", port=server.port)
     assert code == 0, said
-    assert [call.split()[0] for call in calls] == ["kustomize", "apply", "wait", "get", "port-forward"]
-    assert calls[1] == "apply -k kserve/base"
-    assert "wait inferenceservice/predictive-maintenance -n headway" in calls[2]
+    assert [call[:3] for call in calls[:3]] == [["kustomize", str(ROOT / "kserve/base")], ["apply", "-f", "-"], ["apply", "-k", str(ROOT / "kserve/base")]]  # fmt: skip
+    assert "+ kubectl port-forward pod/predictive-maintenance-predictor-00001-pod -n headway :8080" in said
+    assert "pass  version 1 of predictive_maintenance serves" in said
     assert "pass  V2 infer" in said
 
 
-def test_deploy_through_a_gateway_forwards_nothing(server: Server, tmp_path: Path) -> None:
-    """--url is asked instead."""
-    code, said, calls = deploy(tmp_path, "base", "--url", server.base)
-    assert (code, [call.split()[0] for call in calls]) == (0, ["kustomize", "apply", "wait"]), said
+def test_deploy_waits_for_the_pods_of_this_template(server: Server, shell: Shell) -> None:
+    """While an update rolls, the pods of before are Ready, and are not what is asked for."""
+    shell.begin(running("2", mode="Standard"))
+    code, said, _ = deploy(shell, "base", port=server.port)
+    assert code == 0, said
+    assert "# waits until Deployment predictive-maintenance-predictor takes version 1" in said
+    assert "+ kubectl port-forward pod/predictive-maintenance-predictor-00002-pod -n headway :8080" in said
 
 
-def test_deploy_stops_where_something_fails(tmp_path: Path) -> None:
-    """A wait that runs out ends it before the smoke test; an unknown overlay and one without pods before anything."""
-    code, said, calls = deploy(tmp_path, "base", wait=1)
-    assert (code, calls[-1].split()[0]) == (1, "wait"), said
-    assert deploy(tmp_path, "nowhere")[:2] == (
-        1,
-        "There is no kustomization in kserve/overlays/nowhere, nor in nowhere.\n",
-    )
-    code, said, _ = deploy(tmp_path, "monitoring")
-    assert (code, "no InferenceService and no Deployment" in said) == (1, True)
+def test_deploy_fails_for_a_version_that_does_not_exist(shell: Shell) -> None:
+    """Though the pods of before serve on; it says what is missing, and what the cluster warns of."""
+    cluster = running("2", mode="Standard")
+    cluster.broken = ["1"]
+    cluster.service()["status"]["conditions"] = [
+        {"type": "PredictorReady", "status": "False", "message": "minimum availability"}
+    ]
+    about = {"involvedObject": {"name": "predictive-maintenance-predictor-00002-x"}, "metadata": {"name": "e"}}
+    cluster.objects["event/e"] = {**about, "reason": "Unhealthy", "message": "Readiness probe failed: statuscode: 503"}
+    shell.begin(cluster)
+    code, said, calls = deploy(shell, "base", "--timeout", "3")
+    assert code == 1
+    assert "Not after 3 seconds: 2 pods of Deployment predictive-maintenance-predictor are ready; 0 are" in said
+    assert "  PredictorReady is False: minimum availability" in said
+    assert "Unhealthy: Readiness probe failed: statuscode: 503" in said
+    assert not [call for call in calls if call[0] == "port-forward"]
 
 
-def test_a_dry_run_of_deploy_changes_nothing(tmp_path: Path) -> None:
+def test_deploy_through_a_gateway_forwards_nothing(server: Server, shell: Shell) -> None:
+    """--url is asked instead; and what answers there must be the version of the manifest."""
+    shell.begin(Cluster())
+    code, said, calls = deploy(shell, "base", "--url", server.base)
+    assert code == 0, said
+    assert not [call for call in calls if call[0] == "port-forward"]
+    code, said, _ = deploy(shell, "base", "--url", server.base, "--", "--model", "mixed", "--version", "7")
+    assert (code, "FAIL  version 1 of mixed serves, and not 7" in said) == (1, True)
+
+
+def test_deploy_says_what_it_cannot_find(shell: Shell) -> None:
+    """An unknown overlay, before anything."""
+    shell.begin(Cluster())
+    code, said, calls = deploy(shell, "nowhere")
+    assert (code, said, calls) == (1, "There is no kustomization in kserve/overlays/nowhere, nor in nowhere.\n", [])
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here: overlays cannot be rendered")
+def test_deploy_applies_what_has_no_pods(shell: Shell) -> None:
+    """`monitoring` has rules and a dashboard; there is nobody to wait for."""
+    shell.begin(Cluster())
+    code, said, calls = deploy(shell, "monitoring")
+    assert (code, "applied; nothing of it answers predictions" in said) == (0, True)
+    assert [call[0] for call in calls] == ["kustomize", "apply"]
+
+
+def test_a_dry_run_of_deploy_changes_nothing(shell: Shell) -> None:
     """It shows what it would do."""
-    code, said, calls = deploy(tmp_path, "base", "--dry-run")
-    assert (code, calls) == (0, ["kustomize kserve/base"])
-    assert said.startswith("+ kubectl apply -k kserve/base\n+ kubectl wait")
+    shell.begin(Cluster())
+    code, said, calls = deploy(shell, "base", "--dry-run")
+    assert (code, [call[0] for call in calls]) == (0, ["kustomize"])
+    assert said.startswith("+ kubectl apply -k kserve/base\n")

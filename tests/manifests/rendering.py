@@ -27,7 +27,7 @@ def folder(name: str) -> Path:
 
 def render(name: str) -> list[Object]:
     """The objects of the base or of an overlay, the caller's own to change. An overlay needs kubectl."""
-    return copy.deepcopy(_rendered(name) if KUBECTL or name != "base" else _read_base())
+    return copy.deepcopy(_rendered(name) if KUBECTL or name != "base" else read_base())
 
 
 @cache
@@ -43,7 +43,7 @@ def _namespace() -> str:
     return str(yaml.safe_load(component.read_text("utf-8"))["namespace"])
 
 
-def _read_base() -> list[Object]:
+def read_base() -> list[Object]:
     """The base without kubectl: it has nothing to render but the namespace. Its own files, and nothing else."""
     kustomization = yaml.safe_load((folder("base") / "kustomization.yaml").read_text("utf-8"))
     objects = [yaml.safe_load((folder("base") / name).read_text("utf-8")) for name in kustomization["resources"]]

@@ -1,4 +1,5 @@
-"""Any sequence of loads, unloads, requests, promotions, rollbacks, failures and outages keeps the fleet consistent."""
+"""Any sequence of loads, unloads, requests, promotions, rollbacks, failures, loads that hang and outages keeps the fleet
+consistent."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from serving.errors import NotFound, NotReady
 from serving.fleet import Fleet
-from serving.lifecycle import State
+from serving.lifecycle import MOST_COMING, State
 from serving.named import Finder
 from serving.servable import Servable
 from serving.status import index, model_status
@@ -43,7 +44,7 @@ class AnySequence(RuleBasedStateMachine):
         async def begin() -> Hall:
             hall = Hall(*SLEEPERS)
             finder = Finder(hall.registry, 0.01, rate=1000.0)
-            hall.fleet = Fleet(hall.seats, BUDGET, 1.0, lambda: hall.loader.resident, finder, MOST_EXTRAS)
+            hall.fleet = Fleet(hall.seats, BUDGET, 0.3, lambda: hall.loader.resident, finder, MOST_EXTRAS)
             for name in SLEEPERS:
                 hall.seats[name] = hall.seat(name, drain_seconds=3600)
             hall.registry.add(STAYS, *NUMBERS, champion="1")
@@ -114,6 +115,13 @@ class AnySequence(RuleBasedStateMachine):
     def spoil_or_mend(self, name: str, number: str) -> None:
         self.hall.loader.bad.symmetric_difference_update({(name, number)})
 
+    @rule(name=names, number=numbers)
+    def hang_or_go_on(self, name: str, number: str) -> None:
+        if (name, number) in self.hall.loader.hangs:
+            self.hall.loader.let(name, number)
+        else:
+            self.hall.loader.hang(name, number)
+
     @rule(down=st.booleans())
     def outage(self, down: bool) -> None:
         self.hall.registry.down = down
@@ -159,7 +167,8 @@ class AnySequence(RuleBasedStateMachine):
             assert manager.current is None or manager.current.state is State.READY
             assert manager.current is None or manager.current in manager.servables
             assert len(manager.extras) <= MOST_EXTRAS
-            assert sum(s.state in (State.LOADING, State.WARMING) for s in manager.servables) <= 1
+            coming = [s.version for s in manager.servables if s.state in (State.LOADING, State.WARMING)]
+            assert len(coming) == len(set(coming)) <= MOST_COMING
         stays = self.hall.seats[STAYS].manager.current is not None
         assert stays or not self.was_ready
         self.was_ready = stays
@@ -170,7 +179,7 @@ class AnySequence(RuleBasedStateMachine):
         if not any(s.state in (State.LOADING, State.WARMING) for s in self.servables):
             assert used >= true
         required = sum(s.memory for s in self.hall.seats[STAYS].manager.servables)
-        loading = any(s.state is State.WARMING for s in self.servables)
+        loading = sum(s.state in (State.LOADING, State.WARMING) for s in self.servables)
         assert used <= BUDGET + required + loading
 
     def teardown(self) -> None:
@@ -179,6 +188,12 @@ class AnySequence(RuleBasedStateMachine):
         for stack, _ in self.held:
             stack.close()
         self.hall.registry.down = False
+        self.hall.loader.bad.clear()
+        for name, number in list(self.hall.loader.hangs):
+            if name != STAYS:
+                self.hall.loader.let(name, number)
+        self.run(asyncio.wait_for(self.until_promoted(), 20))
+        self.hall.loader.open()
         for task in self.tasks:  # nobody who unloads waits for ever
             with contextlib.suppress(asyncio.CancelledError):
                 self.run(asyncio.wait_for(task, 20))
@@ -186,6 +201,19 @@ class AnySequence(RuleBasedStateMachine):
             self.run(asyncio.wait_for(self.until_gone(name), 20))
         self.run(self.hall.fleet.stop())
         self.loop.close()
+
+    async def until_promoted(self) -> None:
+        """Whatever hangs in loading: a version that does not is loaded as soon as it is promoted."""
+        hall, manager = self.hall, self.hall.seats[STAYS].manager
+        hall.loader.hang(STAYS, "4")
+        hall.registry.add(STAYS, "4", "5", champion="4")
+        while hall.loader.loads[STAYS, "4"] == 0 and [v.version for v in manager.aspired] != ["4"]:
+            hall.seats[STAYS].poller.wake()
+            await asyncio.sleep(0.001)
+        hall.registry.aliases[STAYS, "champion"] = "5"
+        while manager.current is None or manager.current.version.version != "5":
+            hall.seats[STAYS].poller.wake()
+            await asyncio.sleep(0.001)
 
     async def until_gone(self, name: str) -> None:
         """After its last request, a model that is unloaded leaves nothing."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,10 +28,16 @@ NAMES = 10_000
 class Refused:
     """A request that gets as far as its version, and is refused there."""
 
-    may_hurry = False
+    may_hurry, size = False, 1
 
     def decode(self, loaded: Loaded) -> Decoded:
         raise BadRequest(f"by version {loaded.runtime.predict((), 1, ...).labels[0]:g}")  # type: ignore[arg-type, index]
+
+    def decode_at_once(self, loaded: Loaded) -> Decoded | None:
+        return None
+
+    def decode_slices(self, loaded: Loaded, pace: Callable[[], None]) -> Decoded:
+        raise NotImplementedError
 
     def encode(self, answer: Answer) -> bytes:
         raise NotImplementedError

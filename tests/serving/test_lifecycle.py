@@ -7,6 +7,7 @@ import pytest
 
 from registry.versions import ModelVersion
 from serving.lifecycle import (
+    MOST_COMING,
     Drain,
     Forget,
     IllegalTransition,
@@ -47,7 +48,11 @@ S = State
         ([], [View(2, V2, S.FAILED, due=101)], None),
         ([V1], [View(1, V1, S.READY, current=True), View(2, V2, S.READY)], Drain(2)),
         ([V1], [View(1, V1, S.READY, current=True), View(2, V2, S.LOADING)], None),
-        ([V1], [View(2, V2, S.LOADING)], None),
+        ([V1], [View(2, V2, S.LOADING)], Load(V1)),
+        ([V2, V1], [View(1, V1, S.LOADING)], None),
+        ([V1], [View(2, V2, S.WARMING), View(1, V1, S.LOADING)], None),
+        ([V1], [View(2, V2, S.LOADING), View(1, V1, S.FAILED, due=101)], None),
+        ([V1], [View(i, ModelVersion("m", str(i)), S.LOADING) for i in range(2, 6)], None),
     ],
 )
 def test_the_next_action(aspired: list[ModelVersion], views: list[View], expected: object) -> None:
@@ -55,11 +60,14 @@ def test_the_next_action(aspired: list[ModelVersion], views: list[View], expecte
     assert plan(aspired, views, 100.0, 25.0) == expected
 
 
-def test_a_loading_version_that_is_no_longer_wanted_blocks_only_until_it_is_up() -> None:
-    """At most one version loads at a time."""
-    assert plan([V1], [View(2, V2, S.READY)], 0, 25) == Drain(2) or plan([V1], [View(2, V2, S.READY)], 0, 25) == Load(
-        V1
-    )
+@pytest.mark.audit("29")
+def test_a_load_that_may_hang_keeps_nothing_that_is_aspired_from_loading() -> None:
+    """Neither one that nobody wants any more, nor that of an extra; extras wait for one another and for what is aspired."""
+    assert plan([V1], [View(2, V2, S.LOADING)], 0, 25) == Load(V1)
+    assert plan([V1], [View(2, V2, S.LOADING)], 0, 25, extras=[V2]) == Load(V1)
+    assert plan([], [View(2, V2, S.WARMING)], 0, 25, extras=[V1]) == Load(V1)
+    assert plan([], [View(2, V2, S.WARMING)], 0, 25, extras=[V2, V1]) is None
+    assert plan([V2], [View(2, V2, S.LOADING)], 0, 25, extras=[V1]) is None
 
 
 def test_time_alone_matters_only_for_retries_and_drains() -> None:
@@ -96,7 +104,9 @@ class World:
     def perform(self, action: object) -> None:
         match action:
             case Load(version):
-                assert not any(v.state in (S.LOADING, S.WARMING) for v in self.views), "two loads at a time"
+                coming = [v.version for v in self.views if v.state in (S.LOADING, S.WARMING)]
+                assert version not in coming, "two loads of one version"
+                assert len(coming) < MOST_COMING
                 self.views = [v for v in self.views if not (v.version == version and v.state is S.FAILED)]
                 self.views.append(View(next(self.ids), version, S.LOADING, since=self.now))
             case Publish(id):
