@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.rollout import knative
 from serving.rollout.canary import Driver, Failed
 from serving.rollout.decisions import Decision, Done, Patch, Wait
-from serving.rollout.knative import version_of
 from serving.rollout.kubectl import ClusterError, Kubectl
+from serving.rollout.revisions import Service, version_of
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "app.kubernetes.io/name"
@@ -91,7 +90,7 @@ class Workload:
         return _of_revisions(seen)
 
 
-def _of_revisions(service: knative.Service) -> Decision:
+def _of_revisions(service: Service) -> Decision:
     newest = service.newest
     if stale := service.stale:
         return Wait(stale, newest.selector if newest else None)

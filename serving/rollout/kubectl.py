@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.rollout import knative, route
+from serving.rollout import revisions, route
 from serving.rollout.decisions import Patch
 
 #: One command: kubectl's own timeout, and what ends it if that does not.
@@ -32,7 +32,7 @@ class Rejected(ClusterError):
 class Cluster(Protocol):
     """What the verbs need of a cluster: Kubernetes by `kubectl`, or a model of it."""
 
-    def service(self, name: str) -> knative.Service:
+    def service(self, name: str) -> revisions.Service:
         """An InferenceService with its revisions. Raises ClusterError."""
         ...
 
@@ -57,10 +57,10 @@ class Kubectl:
     #: Whether each command names the namespace; objects that are applied say theirs.
     bound: bool = True
 
-    def service(self, name: str) -> knative.Service:
+    def service(self, name: str) -> revisions.Service:
         """One question for the service, one for its revisions."""
         found = self.get(f"inferenceservice/{name}")
-        return knative.observe(found, self.list("revisions.serving.knative.dev", _of(name)))
+        return revisions.observe(found, self.list("revisions.serving.knative.dev", _of(name)))
 
     def route(self, name: str) -> route.Route:
         """The route, and for each of its backends the service, the Deployment and its ReplicaSets."""

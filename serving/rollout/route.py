@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.rollout.decisions import Decision, Done, Operation, Patch, Refuse, Wait, shares_text, version_moves
-from serving.rollout.knative import env_path, version_of
+from serving.rollout.revisions import env_path, version_of
 
 Json = Mapping[str, Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from serving.rollout.knative import Revision, Service
 from serving.rollout.kubectl import Cluster
+from serving.rollout.revisions import Revision, Service
 from serving.rollout.route import Backend, Route
 
 

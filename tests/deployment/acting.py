@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serving.rollout import knative, route
+from serving.rollout import revisions, route
 from serving.rollout.canary import Canary, Driver, Failed
 from serving.rollout.decisions import Patch
 from serving.rollout.kubectl import ClusterError, Rejected
@@ -38,11 +38,11 @@ class Model:
         self.cluster.step()
         self.shares.append(all_shares(self.cluster))
 
-    def service(self, name: str) -> knative.Service:
+    def service(self, name: str) -> revisions.Service:
         key = f"inferenceservice/{name}"
         if key not in self.cluster.objects:
             raise ClusterError(f'Error from server (NotFound): inferenceservices.serving.kserve.io "{name}" not found')
-        seen = knative.observe(self.cluster.objects[key], [*self.cluster.revisions(name).values()])
+        seen = revisions.observe(self.cluster.objects[key], [*self.cluster.revisions(name).values()])
         self._looked()
         return seen
 

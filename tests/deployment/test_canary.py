@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from serving.rollout import knative
+from serving.rollout import knative, revisions
 from serving.rollout.canary import Canary, Driver, Failed
+from serving.rollout.decisions import Done, Patch
 from tests.deployment.acting import NAME, ROUTE, Killed, Model, Session, all_shares, session
 from tests.deployment.clusters import REMOVE, ROOT, VERSION, manifest, patched, percent, replace, running, with_route
 from tests.deployment.controller import Cluster, version_of
@@ -441,17 +442,17 @@ def scenes() -> list[dict[str, Any]]:
     return tape
 
 
-def recorded(state: dict[str, Any]) -> knative.Service:
+def recorded(state: dict[str, Any]) -> revisions.Service:
     """A recorded state as the verbs see it."""
     names = ("latestCreatedRevision", "latestReadyRevision", "latestRolledoutRevision", "previousRolledoutRevision")
-    shares = (knative.Share(t["revisionName"], t["percent"], bool(t.get("latestRevision"))) for t in state["traffic"])
-    revisions = (
-        knative.Revision(r["name"], r["version"], r["ready"] == "True", r["actualReplicas"], r["desiredReplicas"])
+    shares = (revisions.Share(t["revisionName"], t["percent"], bool(t.get("latestRevision"))) for t in state["traffic"])
+    cut = (
+        revisions.Revision(r["name"], r["version"], r["ready"] == "True", r["actualReplicas"], r["desiredReplicas"])
         for r in state["revisions"]
     )
-    return knative.Service(
+    return revisions.Service(
         NAME, "Knative", state["version"], "/spec/predictor/containers/0/env/1", state["percent"],
-        *(state[name] or "" for name in names), tuple(shares), tuple(revisions),
+        *(state[name] or "" for name in names), tuple(shares), tuple(cut),
     )  # fmt: skip
 
 
@@ -487,11 +488,11 @@ def play(cluster: Cluster, scene: dict[str, Any], passes: int) -> Cluster | None
 
 
 def seen(cluster: Cluster) -> Any:
-    service = knative.observe(cluster.service(), [*cluster.revisions(NAME).values()])
+    service = revisions.observe(cluster.service(), [*cluster.revisions(NAME).values()])
     return status(service)
 
 
-def status(service: knative.Service) -> Any:
+def status(service: revisions.Service) -> Any:
     return service.created, service.ready, service.rolled_out, service.previous, service.traffic
 
 
@@ -508,11 +509,11 @@ def test_no_decision_from_a_recorded_state_moves_traffic_to_what_is_not_there(sc
         newest = service.newest
         assert newest is not None
         for decision in (knative.widen(service, 77, begun=False), knative.promote(service, begun=False)):
-            if isinstance(decision, knative.Patch):
+            if isinstance(decision, Patch):
                 assert (newest.version, newest.complete, service.ready) == (service.version, True, newest.name)
                 assert service.traffic == service._due
         back = knative.roll_back(service, None, begun=False)
-        if isinstance(back, knative.Patch) and {"op": "add", "path": knative.PERCENT, "value": 0} in back.operations:
+        if isinstance(back, Patch) and {"op": "add", "path": knative.PERCENT, "value": 0} in back.operations:
             good = service.revision(service.rolled_out)
             assert good is not None
             assert good.pods > 0
@@ -531,9 +532,9 @@ def test_the_recorded_ends_are_the_ends_of_the_verbs() -> None:
     }
     played = [(ends[scene["step"]], scene["states"]) for scene in scenes() if scene["step"] in ends]
     for verb, states in played:
-        assert isinstance(verb(recorded(states[-1])), knative.Done)
+        assert isinstance(verb(recorded(states[-1])), Done)
         earlier = (recorded(state) for state in states if status(recorded(state)) != status(recorded(states[-1])))
-        assert not any(isinstance(verb(state), knative.Done) for state in earlier)
+        assert not any(isinstance(verb(state), Done) for state in earlier)
     assert len(played) >= 8
 
 
@@ -544,9 +545,9 @@ class Tape:
         tape = scenes()
         self.now = recorded(tape[numbers[0]]["states"][-1])
         self.coming = [[recorded(state) for state in tape[number]["states"]] for number in numbers[1:]]
-        self.playing: list[knative.Service] = []
+        self.playing: list[revisions.Service] = []
 
-    def service(self, name: str) -> knative.Service:
+    def service(self, name: str) -> revisions.Service:
         if self.playing:
             self.now = self.playing.pop(0)
         return self.now
