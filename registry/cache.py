@@ -5,11 +5,12 @@
 <root>/versions/<key>      which version has which digest (JSON); its mtime is the last use
 <root>/good/<key>          the version that last served a reference (JSON): a start without the registry begins here
 <root>/downloads/<key>…    unfinished downloads; what a killed process left is removed by the next one
+<root>/damaged/<sha256>/   files that are no longer what their digest says, until they have been fetched again
 ```
 
 A download is written aside, summed, and renamed into place. Who reads a tree holds a shared lock on its folder, so that
 nobody removes what is loaded; the lock ends with the process. A tree is summed again before it is loaded: what was
-altered or half written by a crash is downloaded again.
+altered or half written by a crash is set aside and downloaded again, and is never loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.errors import CacheError
+from registry.errors import CacheError, InvalidModel
 from registry.trees import Lock, digest, whole
 from registry.versions import ModelVersion
 
@@ -77,7 +78,7 @@ class ArtifactCache:
         self.root, self._most, self._registry, self._download = root, max_bytes, registry, download
         self._progress_seconds = progress_seconds
         self._trees, self._versions, self._good = root / "trees", root / "versions", root / "good"
-        self.downloads = root / "downloads"
+        self.downloads, self._damaged = root / "downloads", root / "damaged"
         with contextlib.suppress(OSError):  # a read-only one may hold all that is needed
             for folder in (self._trees, self._versions, self._good, self.downloads):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -116,10 +117,20 @@ class ArtifactCache:
         except Exception:
             lock.release()
             raise
-        log.error("cached files were altered; fetching them again", extra={"uri": record.uri, "digest": record.digest})
         lock.release()
-        self._discard(record.digest)
+        self._set_aside(record.digest, record.uri)
         return None
+
+    def _set_aside(self, sum_: str, uri: str) -> None:
+        """Moves altered files out of the way, for people to look at. Their record stays: it says what is missing. Who has
+        them loaded goes on with what it read."""
+        self._damaged.mkdir(exist_ok=True)
+        target = self._damaged / sum_
+        shutil.rmtree(target, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            (self._trees / sum_).rename(target)
+        facts = {"uri": uri, "digest": sum_, "moved_to": str(target)}
+        log.error("cached files were altered; they are set aside and fetched again", extra=facts)
 
     def _fill(self, key: str, version: ModelVersion) -> Artifact:
         try:
@@ -141,14 +152,26 @@ class ArtifactCache:
             sum_, size = digest(aside)
             aside.chmod(0o755)
             lock = self._place(aside, sum_)
+        except InvalidModel as error:
+            raise self._still_damaged(key, error) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._write(self._versions / key, {"uri": version.uri, "source": version.source, "digest": sum_, "size": size,
                                            "registry": self._registry})  # fmt: skip
+        shutil.rmtree(self._damaged / sum_, ignore_errors=True)  # it is whole again
         log.info("downloaded", extra={"uri": version.uri, "bytes": size, "digest": sum_,
                                       "seconds": round(time.monotonic() - began, 3)})  # fmt: skip
         self.prune(self._most)
         return Artifact(self._trees / sum_, sum_, size, lock)
+
+    def _still_damaged(self, key: str, error: InvalidModel) -> InvalidModel:
+        """Why a version cannot be had: also that there are altered files of it, which nobody loads."""
+        record = self._record(key)
+        if record is None or not (self._damaged / record.digest).is_dir():
+            return error
+        return InvalidModel(
+            f"{error}; its cached files were altered, and are set aside in damaged/{record.digest[:12]}…"
+        )
 
     def _place(self, aside: Path, sum_: str) -> Lock:
         """Renames a whole tree into place, or uses the one that is there already; locked either way. The lock is taken
@@ -166,7 +189,14 @@ class ArtifactCache:
                     raise
             present = Lock.take(target, shared=True)
             if present is not None:
-                return present
+                try:
+                    if whole(target, sum_):
+                        return present
+                except BaseException:
+                    present.release()
+                    raise
+                present.release()  # altered, and perhaps held by another process: not to be used all the same
+                self._set_aside(sum_, sum_)
 
     # -- the last good version ------------------------------------------------------------------------------------
 
@@ -204,10 +234,16 @@ class ArtifactCache:
     def prune(self, most: int) -> int:
         """Removes least recently used trees until `most` bytes are left; what is loaded stays. Returns bytes removed."""
         sizes: dict[str, int] = {}
-        for record in self.records():
+        records = self.records()
+        for record in records:
             sizes.pop(record.digest, None)  # the last use of a tree is that of its last user
-            sizes[record.digest] = record.size
+            if (self._trees / record.digest).is_dir():
+                sizes[record.digest] = record.size
         orphans = {path.name: 0 for path in self._trees.glob("*") if path.name not in sizes}
+        missed = {record.digest for record in records} - sizes.keys()
+        for left in self._damaged.glob("*"):
+            if left.name not in missed or most == 0:  # no record misses it any more, or the disk is full
+                shutil.rmtree(left, ignore_errors=True)
         total, removed = sum(sizes.values()), 0
         for sum_, size in {**orphans, **sizes}.items():
             if (total - removed > most or sum_ in orphans) and self._discard(sum_):

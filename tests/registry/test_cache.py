@@ -105,6 +105,48 @@ def test_files_that_were_altered_are_fetched_again(tmp_path: Path, caplog: pytes
     assert cache(tmp_path).damaged() == []
 
 
+@pytest.mark.audit("40")
+def test_files_that_were_altered_and_cannot_be_fetched_again_are_set_aside(tmp_path: Path) -> None:
+    """They are not loaded, and not deleted; the error says where they are. When the store answers, all is as before."""
+    artifact = cache(tmp_path).fetch(version(1))
+    (artifact.path / "data" / "weights").write_text("evil")
+    artifact.release()
+    down = cache(tmp_path, Store(fail=InvalidModel("the files of models:/m/1 could not be downloaded")))
+    for _ in range(2):
+        with pytest.raises(InvalidModel, match=f"set aside in damaged/{artifact.digest[:12]}"):
+            down.fetch(version(1))
+    assert (tmp_path / "damaged" / artifact.digest / "data" / "weights").read_text() == "evil"
+    assert not artifact.path.exists()
+    assert [r.digest for r in down.damaged()] == [artifact.digest]
+    again = cache(tmp_path).fetch(version(1))
+    assert (again.digest, list((tmp_path / "damaged").iterdir())) == (artifact.digest, [])
+
+
+@pytest.mark.audit("40")
+def test_altered_files_that_another_process_holds_are_not_used(tmp_path: Path) -> None:
+    """Whoever has them loaded goes on with what it read; who comes now gets the files that were registered."""
+    held = cache(tmp_path).fetch(version(1))
+    (held.path / "data" / "weights").write_text("evil")
+    found = cache(tmp_path).fetch(version(1))
+    assert digest(found.path)[0] == found.digest == held.digest
+    held.release()
+
+
+@pytest.mark.audit("40")
+def test_what_was_set_aside_goes_with_its_record(tmp_path: Path) -> None:
+    """A prune leaves it while something misses it, and takes it when room is needed."""
+    artifact = cache(tmp_path).fetch(version(1))
+    (artifact.path / "MLmodel").write_text("evil")
+    artifact.release()
+    down = cache(tmp_path, Store(fail=InvalidModel("down")))
+    with pytest.raises(InvalidModel):
+        down.fetch(version(1))
+    assert down.prune(2**40) == 0
+    assert len(list((tmp_path / "damaged").iterdir())) == 1
+    down.prune(0)
+    assert list((tmp_path / "damaged").iterdir()) == []
+
+
 def test_a_link_put_into_a_cached_version_is_an_alteration(tmp_path: Path) -> None:
     """Files that were tampered with are listed as damaged, left out of a backup, and fetched again."""
     store, told = Store(), list[str]()
