@@ -39,6 +39,7 @@ SECRET = "a value of the request"
 NEVER_SEEN_BY_A_REQUEST = {
     "SettingsError", "PortInUse", "IllegalTransition", "CommandFailed", "Gone", "Malformed", "Raised", "Unsent",
     "ClientGone", "LinkLost", "NotCompiled", "NotProved", "Refused", "Beyond", "NotAccelerated", "_NotSame",
+    "Misfit", "Unfit",
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def ask(loaded: Loaded, *rows: list[float]) -> Outputs | Exception:
     """What a request of these rows hears that is computed alone."""
     arrays = (np.array(rows, FLOAT),)
     item = Item(arrays, len(rows), Want.LABELS, None, time.monotonic(), lambda result, seconds: None, NORMAL)
-    (result,), _ = compute(loaded.runtime, [Slice(item, 0, len(rows))])
+    (result,), *_ = compute(loaded.runtime, [Slice(item, 0, len(rows))])
     return result
 
 
