@@ -39,7 +39,8 @@ SECRET = "a value of the request"
 NEVER_SEEN_BY_A_REQUEST = {
     "SettingsError", "PortInUse", "IllegalTransition", "CommandFailed", "Gone", "Malformed", "Raised", "Unsent",
     "ClientGone", "LinkLost", "NotCompiled", "NotProved", "Refused", "Beyond", "NotAccelerated", "_NotSame",
-    "Misfit", "Unfit",
+    "Misfit", "Unfit", "AnswerTooLong", "NoSize", "Quit",
+    "ClusterError", "Rejected", "NoSplit", "Failed",
 }  # fmt: skip
 
 
