@@ -297,6 +297,7 @@ def _cache_folder(settings: Settings) -> Path:
 def _address(settings: Settings) -> Address:
     s = settings.server
     return Address(
-        s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes, s.read_seconds, s.lane,
+        s.host, s.port, s.grpc_port, s.drain_delay_seconds, s.drain_seconds, s.max_body_bytes, s.read_seconds,
+        s.keep_alive_seconds, s.lane,
         s.max_connections, Room(s.buffered_bytes), shared=s.workers > 1,
     )  # fmt: skip

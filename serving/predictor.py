@@ -18,7 +18,7 @@ OF_A_HOP = frozenset((
     b"content-length", b"content-encoding", b"accept-encoding", b"server", b"date", b"x-request-id", b"x-request-timeout-ms",
 ))  # fmt: skip
 MOST_IN_FLIGHT = 1000
-#: Less than the 65 s after which the server closes an idle connection, so that none is used just then.
+#: Less than the server's `keep_alive_seconds`, and than the idle time of what may stand between: none is used just then.
 IDLE_SECONDS = 30.0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from serving.ending import MARGIN_SECONDS, SIGNALS, heard
 from serving.errors import NotReady
 from serving.fleet import Fleet
 from serving.model import Repository
+from serving.transport.arrivals import Arrivals
 from serving.transport.grpc import build_server
 from serving.transport.kserve_errors import HANDLED, answer_error
 from serving.transport.lane import LaneProtocol
@@ -38,6 +40,8 @@ from serving.transport.transformer import TransformerHttp
 
 log = logging.getLogger("headway.server")
 App = Callable[..., Awaitable[None]]
+#: What the transports get beyond the drain's bound, to say that it has passed.
+GOODBYE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Address:
     drain_seconds: float
     max_message_bytes: int
     read_seconds: float
+    keep_alive_seconds: float
     lane: Literal["protocol", "asgi"]
     max_connections: int
     room: Room
@@ -72,6 +77,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         self._address, self.plane, self._fleet, self._crew = address, plane, fleet, crew
         self._rest = _Rest(self, address, http, crew.doors)
         self._grpc: grpc.aio.Server | None = None
+        self._arrivals = Arrivals()
         self.exit_code = 0
 
     async def serve(self, started: Callable[[], None]) -> int:
@@ -118,7 +124,8 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         bound = asyncio.get_running_loop().call_later(self._address.drain_seconds, self._cut)
         assert self._grpc is not None
         # The bound fails what is left with a status of the contract; the transports get a moment more to say so.
-        await asyncio.gather(rest, self._grpc.stop(self._address.drain_seconds + 2), return_exceptions=True)
+        leaving = self._arrivals.leave(self._grpc, self._address.drain_seconds + GOODBYE_SECONDS)
+        await asyncio.gather(rest, leaving, return_exceptions=True)
         bound.cancel()
         self.plane.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
@@ -127,13 +134,17 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
         where = f"{host}:{self._address.grpc_port}"
         a = self._address
-        return build_server(self.plane, where, a.max_message_bytes, a.max_connections, a.room, shared=a.shared)
+        return build_server(
+            self.plane, where, a.max_message_bytes, a.max_connections, a.room, self._arrivals,
+            idle_seconds=a.keep_alive_seconds, shared=a.shared,
+        )  # fmt: skip
 
     def _cut(self) -> None:
         log.warning(
             "drain bound passed; failing what is still in flight", extra={"seconds": self._address.drain_seconds}
         )
         self.plane.close(NotReady("The server is shutting down."))
+        self._rest.cut()
 
 
 class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
@@ -154,6 +165,10 @@ class _Rest(RESTServer):  # type: ignore[misc]  # kserve ships no types
         """Stops listening and lets what is in flight end."""
         self._server.should_exit = True
 
+    def cut(self) -> None:
+        """The drain bound has passed."""
+        self._server.cut()
+
 
 async def serve_http(app: TransformerHttp, address: Address, started: Callable[[], None]) -> None:
     """Serves an application of its own, without KServe's server, until a signal; drains as the server does."""
@@ -166,7 +181,9 @@ async def serve_http(app: TransformerHttp, address: Address, started: Callable[[
     log.info("draining", extra={"delay_seconds": address.drain_delay_seconds})
     await asyncio.sleep(address.drain_delay_seconds)
     server.should_exit = True
+    bound = asyncio.get_running_loop().call_later(address.drain_seconds, server.cut)
     await serving
+    bound.cancel()
     log.info("stopped")
 
 
@@ -190,8 +207,9 @@ def _config(app: App, address: Address, protocol: Callable[..., Protocol]) -> uv
         lifespan="off",
         server_header=False,
         date_header=False,
-        timeout_keep_alive=65,
-        timeout_graceful_shutdown=int(address.drain_seconds) + 2,
+        timeout_keep_alive=address.keep_alive_seconds,  # type: ignore[arg-type]  # it takes fractions as well
+        # Never reached: all connections are closed a moment after the drain bound.
+        timeout_graceful_shutdown=math.ceil(address.drain_seconds + GOODBYE_SECONDS) + 1,
     )
 
 
@@ -229,6 +247,16 @@ class _Uvicorn(uvicorn.Server):
         if self._doors is not None:
             self._doors.shut()
         await super().shutdown(sockets)
+
+    def cut(self) -> None:
+        """The drain bound has passed: who still asks is told so, and shortly after everybody is hung up on."""
+        for connection in list(self.server_state.connections):
+            connection.cut()  # type: ignore[union-attr]  # all are ours
+        asyncio.get_running_loop().call_later(GOODBYE_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def _listen(self, door: socket.socket) -> asyncio.Server:
         protocol: Any = self.config.http_protocol_class

@@ -22,6 +22,8 @@ from serving.prefixes import check_prefix
 
 PREFIX = "HEADWAY_"
 SHORTEST_SECRET = 8
+#: Seconds; gRPC counts milliseconds in 32 bits.
+MOST_IDLE = 2_000_000
 
 
 class SettingsError(ValueError):
@@ -96,6 +98,7 @@ class Server(_Group):
     max_buffered_bytes: int | None = Field(None, ge=1)
     max_connections: int = Field(4096, ge=1)
     read_seconds: float = Field(60.0, gt=0)
+    keep_alive_seconds: float = Field(75.0, gt=0, le=MOST_IDLE)
     lane: Literal["protocol", "asgi"] = "protocol"
     drain_delay_seconds: float = Field(0.0, ge=0)
     drain_seconds: float = Field(25.0, ge=0)

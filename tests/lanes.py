@@ -116,7 +116,7 @@ async def listening(
     lane: str,
     *,
     read_seconds: float = 30.0,
-    keep_alive: int = 30,
+    keep_alive: float = 30,
     inline: bool = True,
     cache_bytes: int = 0,
     connections: int = 1000,
@@ -140,7 +140,7 @@ async def listening(
     made = Listening(runtime, manager, plane, metrics)
     made.room = room or Room(10**9)
     http = Http(plane, metrics, _nothing, limit, crew.exposition, None, made.room)
-    config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)
+    config = uvicorn.Config(http, log_config=None, access_log=False, ws="none", timeout_keep_alive=keep_alive)  # type: ignore[arg-type]
     config.load()
     bounds = Bounds(read_seconds, connections, made.room)
     protocol = partial(Protocol, bounds) if lane == "asgi" else partial(LaneProtocol, plane, limit, bounds)

@@ -108,6 +108,22 @@ def test_the_drain_is_a_bound(headway: Callable[..., Server], sleeper: dict[str,
     assert server.process.wait(20) == 0
 
 
+def test_who_still_asks_at_the_bound_is_told_so(headway: Callable[..., Server], sleeper: dict[str, str]) -> None:
+    """Half a head and half a body are answered, and the log knows of no error."""
+    server = start(headway, sleeper, HEADWAY_SERVER__DRAIN_SECONDS="1")
+    head = f"POST {PREDICT} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n".encode()
+    asking = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+    asking[0].sendall(head[:20])
+    asking[1].sendall(head + b"{")
+    assert post(server, 1).status_code == 200  # by then those have been read
+    server.process.send_signal(signal.SIGTERM)
+    for each in asking:
+        with each:
+            assert each.recv(1000).startswith(b"HTTP/1.1 503 ")
+    assert server.process.wait(20) == 0
+    assert [line for line in server.lines() if line["level"] == "ERROR"] == []
+
+
 def test_the_drain_is_no_wait(headway: Callable[..., Server], sleeper: dict[str, str]) -> None:
     """With nothing in flight the process ends at once, idle connections and watchers of its health or not; Ctrl-C is the
     same."""

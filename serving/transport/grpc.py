@@ -31,6 +31,7 @@ from serving.runtimes.base import datatype_of
 from serving.schema import shown
 from serving.status import is_ready, metadata, server_metadata
 from serving.tensors import NUMPY, Given, check_given, decode_tensors
+from serving.transport.arrivals import Arrivals, arrived
 from serving.transport.grpc_health import Health
 from serving.transport.head import LONGEST_ID, new_identity, plain_word
 from serving.transport.raw import as_bytes, from_raw, to_raw
@@ -201,7 +202,8 @@ class Servicer(GRPCInferenceServiceServicer):  # type: ignore[misc]  # generated
 
     async def ModelInfer(self, request: Any, context: Any, size: int = 0) -> Any:
         """One inference; `size` is of the message, in bytes."""
-        received = time.monotonic()
+        # Of a large message the last byte came later than the call.
+        received = time.monotonic() if size > LARGE_BYTES else arrived.get()
         identity = _identity(context, request)
         request_id.set(identity)
 
@@ -300,9 +302,17 @@ def _handler(method: Callable[..., Awaitable[Any]], kind: Any, *, sized: bool = 
 
 
 def build_server(
-    plane: DataPlane, address: str, max_message_bytes: int, max_calls: int, room: Room, *, shared: bool = False
+    plane: DataPlane,
+    address: str,
+    max_message_bytes: int,
+    max_calls: int,
+    room: Room,
+    arrivals: Arrivals,
+    *,
+    idle_seconds: float,
+    shared: bool = False,
 ) -> grpc.aio.Server:
-    """A gRPC server that is bound and not started. Raises RuntimeError if the port is taken: nobody shares it, unless it
+    """A gRPC server that is bound and not started; `arrivals` sees its calls. Raises RuntimeError if the port is taken: nobody shares it, unless it
     is `shared` with others of this server."""
     server = grpc.aio.server(
         maximum_concurrent_rpcs=max_calls,
@@ -311,8 +321,10 @@ def build_server(
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_concurrent_streams", MOST_STREAMS),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_connection_idle_ms", int(1000 * idle_seconds)),
         ],
     )
+    server.add_generic_rpc_handlers((arrivals,))
     server.add_generic_rpc_handlers((_handlers(Servicer(plane), room),))
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
     add_HealthServicer_to_server(Health(plane, service), server)

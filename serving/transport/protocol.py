@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 from typing import Any
 
 import httptools
@@ -21,6 +22,8 @@ LARGEST_HEAD = 65536
 MOST_FRAMING = 16_384
 #: So many clients over `server.max_connections` are told so, and may ask for health; more are hung up on.
 SPARE = 100
+#: When to look again at a connection whose bytes a late loop has still to read.
+AGAIN_SECONDS = 0.05
 NO_HTTP = "The request is not valid HTTP."
 
 
@@ -175,6 +178,28 @@ class Protocol(HttpToolsProtocol):
         elif not self._reading:
             self._due = self.loop.time() + self.timeout_keep_alive
 
+    # -- the end of the server ------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """The port has closed: who is idle is hung up on. A request that has begun to come in is answered yet."""
+        if self.transport.is_closing():
+            return
+        if not self._idle:
+            self.cycle.keep_alive = False
+        elif not self._reading and self._unread:
+            self.loop.call_later(AGAIN_SECONDS, self.shutdown)
+        elif not self._reading:
+            self.transport.close()
+
+    def cut(self) -> None:
+        """The drain bound has passed. Who still sends its request is told so; closing at once would cut the answer off."""
+        if not self.transport.is_closing() and self._unanswered:
+            self.transport.write(_refusal(503, "The server is shutting down."))
+            self.transport.write_eof()
+            self.parser, self._reading = _Deaf(), False  # type: ignore[assignment]  # all that it has to do now
+
+    # -- what is no HTTP ------------------------------------------------------------------------------------------
+
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP, and closes; there is no request yet that the application could see."""
         self._refuse(400, NO_HTTP)
@@ -207,21 +232,48 @@ class Protocol(HttpToolsProtocol):
 
     def _late(self) -> None:
         """The client took too long: to ask the next question, to ask it to the end, or to take its answer."""
-        cycle = self.cycle
-        idle = cycle is None or cycle.response_complete
-        unanswered = idle if self._in_head else self._reading and cycle is self.front and not cycle.response_started
-        if unanswered:
+        if self._unanswered:
             self._refuse(408, "The request did not arrive in time (server.read_seconds).")
-        elif idle and not self._reading:
-            self.transport.close()
-        else:
+        elif not self._idle or self._reading:
             self.transport.abort()
+        elif self._unread:  # it is us who are late
+            self._watch = self.loop.call_later(AGAIN_SECONDS, self._look)
+        else:
+            self.transport.close()
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def _unanswered(self) -> bool:
+        """Whether a request is coming in that has no answer yet, and whose turn it is."""
+        if self._in_head:
+            return bool(self._idle)
+        return self._reading and self.cycle is self.front and not self.cycle.response_started
+
+    @property
+    def _unread(self) -> bool:
+        """Whether bytes have arrived that the loop has not come to read."""
+        door = select.poll()
+        door.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(door.poll(0))
 
     def _refuse(self, status: int, text: str) -> None:
-        body = dumps({"error": text})
-        headers = (JSON, CLOSE, (b"content-length", b"%d" % len(body)))
-        self.transport.write(render(status, headers, body))
+        self.transport.write(_refusal(status, text))
         self.transport.close()
+
+
+class _Deaf:
+    """A parser that hears nothing any more."""
+
+    def feed_data(self, data: bytes) -> None:
+        """Drops it."""
+
+
+def _refusal(status: int, text: str) -> bytes:
+    body = dumps({"error": text})
+    return render(status, (JSON, CLOSE, (b"content-length", b"%d" % len(body))), body)
 
 
 def render(status: int, headers: Any, body: bytes) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
+from serving.transport.arrivals import Arrivals
 from serving.transport.grpc import build_server
 from tests.lanes import Listening, listening
 from tests.servers import free_port
@@ -21,7 +22,7 @@ async def channel() -> AsyncIterator[tuple[grpc.aio.Channel, Listening]]:
     """A channel to a server of `echo`, whose one column is a double."""
     async with listening("protocol") as served:
         address = f"127.0.0.1:{free_port()}"
-        server = build_server(served.plane, address, 2**20, 100, served.room)
+        server = build_server(served.plane, address, 2**20, 100, served.room, Arrivals(), idle_seconds=60)
         await server.start()
         async with grpc.aio.insecure_channel(address) as opened:
             yield opened, served

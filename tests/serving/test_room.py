@@ -16,6 +16,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
 from serving.errors import Overloaded
+from serving.transport.arrivals import Arrivals
 from serving.transport.grpc import build_server
 from serving.transport.protocol import SPARE
 from serving.transport.room import FREE, Room
@@ -201,7 +202,7 @@ async def test_large_messages_over_grpc_take_room_as_well() -> None:
     room = Room(8 * FREE)
     async with listening("protocol", max_rows=10**6, max_queue=10**7) as served:
         address = f"127.0.0.1:{free_port()}"
-        server = build_server(served.plane, address, 2**24, 100, room)
+        server = build_server(served.plane, address, 2**24, 100, room, Arrivals(), idle_seconds=60)
         await server.start()
         async with grpc.aio.insecure_channel(address) as opened:
             stub = GRPCInferenceServiceStub(opened)
