@@ -117,7 +117,7 @@ def test_a_pod_starts_with_what_served_last(
 def test_an_answer_without_an_end_is_cut(proxy: Proxy, status: int) -> None:
     """Whatever its status; the registry counts as one that does not answer, and says why."""
     proxy.mode, proxy.status, proxy.sent = "endless", status, 0
-    registry = MlflowRegistry(proxy.uri, proxy.uri)
+    registry = MlflowRegistry(proxy.uri)
     with pytest.raises(RegistryUnavailable, match=r"no end|answers 500"):
         registry.catalogue(FollowAlias(MODEL, "champion"))
     assert proxy.sent < 10 * MOST_BYTES  # three tries of up to two calls, and what the sockets hold
@@ -126,7 +126,7 @@ def test_an_answer_without_an_end_is_cut(proxy: Proxy, status: int) -> None:
 @pytest.mark.audit("11")
 def test_an_artifact_store_that_is_down_stops_no_poll(proxy: Proxy) -> None:
     """Features of training runs cannot be read, again and again: the registry, which answers, is asked as ever."""
-    registry, policy = MlflowRegistry(proxy.uri, proxy.uri), FollowAlias(MODEL, "champion")
+    registry, policy = MlflowRegistry(proxy.uri), FollowAlias(MODEL, "champion")
     found = registry.catalogue(policy)
     proxy.mode = "no files"
     for _ in range(4):
