@@ -99,7 +99,7 @@ class NotReady(ServingError):
 
 
 class NotLoadedYet(NotReady):
-    """A model on demand is on its way. `retry_after` is when to ask again, in whole seconds."""
+    """A model has no READY version yet, or one on demand is on its way. `retry_after` is when to ask again, in whole seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)

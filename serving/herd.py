@@ -30,6 +30,11 @@ class Herd:
         #: whether the registry has ever said which names there are
         self.known = False
 
+    @property
+    def serves(self) -> bool:
+        """Whether it is known which names there are."""
+        return self.known
+
     def aspire(self, versions: Catalogue, problem: str | None = None, *, stale: bool = False) -> None:
         """Takes the list. While the registry does not answer, the last one holds."""
         self.aspired, self.problem = versions, problem

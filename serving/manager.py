@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +19,7 @@ from registry.versions import ModelVersion
 from serving.attempts import Attempts
 from serving.building import Disposal, build_batcher, build_cache, reason_of
 from serving.errands import Errands
-from serving.errors import NoRoom, NotFound, NotReady
+from serving.errors import NoRoom, NotFound, NotLoadedYet, NotReady
 from serving.extras import Extras
 from serving.lifecycle import (
     Action,
@@ -46,6 +47,8 @@ log = logging.getLogger("headway.lifecycle")
 STUMBLED_SECONDS = 1.0
 COMING = (State.LOADING, State.WARMING)
 ASLEEP = "it is loaded when it is asked for"
+#: What a client of a model is told to wait that has no READY version.
+ASK_AGAIN_SECONDS = 5
 UNASKED = "the registry has not been asked yet"
 
 
@@ -207,9 +210,21 @@ class ModelManager:
             s for s in self.servables if s is self.current or s.version in self.aspired or s.version not in self.extras
         ]
 
+    @property
+    def serves(self) -> bool:
+        """Whether a version is READY that answers unversioned requests."""
+        return self.current is not None
+
     def unready(self) -> NotReady:
         """The error of who asks for the model while it has no READY version."""
-        return NotReady(f"Model {shown(self.name)!r} has no READY version: {self.why()}.")
+        return NotLoadedYet(f"Model {shown(self.name)!r} has no READY version: {self.why()}.", self.retry_after)
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds after which to ask again while no version is READY: until one that FAILED is tried again, or a few."""
+        now = time.monotonic()
+        dues = [s.due - now for s in self.servables if s.state is State.FAILED and s.due > now]
+        return math.ceil(min(dues, default=ASK_AGAIN_SECONDS))
 
     def why(self) -> str:
         """One clause about what keeps the model from being READY, or from being what is aspired."""

@@ -49,6 +49,11 @@ class Aspirant(Protocol):
     aspired: Catalogue
     problem: str | None
 
+    @property
+    def serves(self) -> bool:
+        """Whether requests are answered by what the registry said before."""
+        ...
+
     def aspire(self, versions: Catalogue, problem: str | None = None, *, stale: bool = False) -> None:
         """The full set of versions that should be served."""
         ...
@@ -106,12 +111,18 @@ class Poller:
     async def _rest(self, began: float) -> None:
         """Waits for the end of the period, or for a wake and what is left of the least gap since `began`."""
         loop = asyncio.get_running_loop()
-        delay = self._period if not self._failures else max(self._period, backoff(self._failures))
+        delay = self._delay()
         with contextlib.suppress(TimeoutError):
             # Not wait_for: until Python 3.12 it loses a cancellation that meets the event.
             async with asyncio.timeout(delay * random.uniform(0.9, 1.1)):  # noqa: S311
                 await self._wake.wait()
             await asyncio.sleep(min(self._least_gap, delay) - (loop.time() - began))
+
+    def _delay(self) -> float:
+        """Seconds until the next look. While nothing serves, a registry that does not answer is asked by back-off alone."""
+        if not self._failures:
+            return self._period
+        return max(self._period if self._manager.serves else 0.0, backoff(self._failures))
 
     async def poll(self) -> None:
         """One look at the registry."""

@@ -30,6 +30,7 @@ from serving.ending import MARGIN_SECONDS, SIGNALS, heard
 from serving.errors import NotReady
 from serving.fleet import Fleet
 from serving.model import Repository
+from serving.telling import Telling
 from serving.transport.arrivals import Arrivals
 from serving.transport.grpc import build_server
 from serving.transport.kserve_errors import HANDLED, answer_error
@@ -105,7 +106,9 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         rest = asyncio.create_task(self._rest.start())
         self._crew.listens = True
         started()
+        telling = asyncio.create_task(Telling(lambda: self._fleet.holders).run())
         await _first(stopped, rest)
+        telling.cancel()
         await self._drain(rest)
 
     request_stop: Callable[[], None]

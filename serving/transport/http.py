@@ -26,10 +26,12 @@ from serving.errors import (
     ServingError,
     refusal_of,
 )
+from serving.manager import ModelManager
 from serving.status import index, is_ready, metadata, model_status, server_metadata
 from serving.transport.answers import Response, answered, complete_headers, error_response, question
 from serving.transport.document import parse_object
 from serving.transport.exchange import ClientGone, Exchange, Receive, Scope, Send
+from serving.transport.head import JSON
 from serving.transport.room import Room
 from serving.transport.routes import INFER, LABELLED, MODEL, PREDICT, VERSIONED, Target, target_of_path
 from serving.transport.v1 import dumps
@@ -216,8 +218,9 @@ class Http(Routes):
         return Response(200, dumps({"models": self._plane.names}))
 
     async def _model(self, exchange: Exchange, parts: dict[str, str]) -> Response:
-        status = model_status(self._plane.manager(parts["model"]))
-        return Response(200 if status["ready"] else 503, dumps(status))
+        manager = self._plane.manager(parts["model"])
+        status = model_status(manager)
+        return Response(200, dumps(status)) if status["ready"] else _not_yet(manager, status)
 
     async def _server(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         return Response(200, dumps(server_metadata()))
@@ -229,7 +232,7 @@ class Http(Routes):
         manager = self._plane.manager(parts["model"])
         if is_ready(manager, parts.get("version")):
             return Response(200, dumps({"name": manager.name, "ready": True}))
-        return Response(503, dumps({"name": manager.name, "ready": False, "error": f"Not READY: {manager.why()}."}))
+        return _not_yet(manager, {"name": manager.name, "ready": False, "error": f"Not READY: {manager.why()}."})
 
     async def _index(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         body = await exchange.body(LONGEST_QUESTION)
@@ -257,6 +260,10 @@ ALIVE: Sequence[tuple[str, str, Handler]] = (
 )
 READY = "/ready|/health/ready|/v2/health/ready"
 _PROBE = re.compile("|".join([READY, *(path for _, path, _ in ALIVE)]))
+
+
+def _not_yet(manager: ModelManager, body: dict[str, Any]) -> Response:
+    return Response(503, dumps(body), (JSON, (b"retry-after", b"%d" % manager.retry_after)))
 
 
 def readiness(ready: bool) -> Response:

@@ -139,6 +139,7 @@ PODS = (
     Broken("start", "a variable that nobody reads", variable("HEADWAY_PORT", "8080")),
     Broken("start", "a key of the file misspelt", setting("drain_seconds", "drain_second")),
     Broken("start", "no file where the flag points", put(SERVICE, f"{CONTAINER}/args/2", "/etc/headway/other.yaml")),
+    Broken("start", "an end without a message", drop(SERVICE, f"{CONTAINER}/terminationMessagePolicy")),
     Broken("probes", "a route that does not exist", put(SERVICE, f"{PROBE}/httpGet/path", "/healthz")),
     Broken("probes", "readiness that is never red", put(SERVICE, f"{PROBE}/httpGet/path", "/health/live")),
     Broken("probes", "readiness by an open port", put(SERVICE, PROBE, {"tcpSocket": {"port": 8080}})),

@@ -58,6 +58,8 @@ def start(bundle: Bundle) -> Iterator[str]:
         for variable in pod.container.get("env", []):
             if not known_variable(variable["name"]):
                 yield f"{pod.owner}: nobody reads {variable['name']}"
+        if pod.container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+            yield f"{pod.owner}: a process that ends with an error leaves no message"
 
 
 #: Seconds that a process which does not answer its liveness probe has to end.

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -60,10 +60,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def polling(registry: Registry, gap: float = GAP, period: float = FOREVER) -> AsyncIterator[Poller]:
-    """A poller that has asked once, and been answered."""
+async def polling(
+    registry: Registry, gap: float = GAP, period: float = FOREVER, *, serves: bool = False
+) -> AsyncIterator[Poller]:
+    """A poller that has asked once, and been answered. `serves` says that a version is READY."""
     policy = FollowAlias("fraud", "champion")
     manager = ModelManager("fraud", policy.uri, Idle(), Idle())
+    manager.current = cast(Any, object()) if serves else None
     answers: list[bool] = []
     poller = Poller(registry, policy, manager, period, lambda name, ok: answers.append(ok), least_gap=gap)
     task = asyncio.create_task(poller.run())
@@ -123,10 +126,22 @@ async def test_a_wake_cuts_a_back_off_short() -> None:
     """A registry that is there again need not wait to be found."""
     registry = Registry()
     registry.down = True
-    async with polling(registry) as poller:
+    async with polling(registry, serves=True) as poller:
         registry.down = False
         poller.wake()
         await until(lambda: registry.asked == 2)
+
+
+async def test_while_nothing_serves_a_registry_that_is_down_is_asked_by_back_off_alone() -> None:
+    """Not at the end of a long period; a version that serves can wait for it."""
+    registry = Registry()
+    registry.down = True
+    async with polling(registry):
+        await until(lambda: registry.asked == 2)  # after a second, and not after an hour
+    async with polling(registry, serves=True):
+        seen = registry.asked
+        await asyncio.sleep(1.5)
+        assert registry.asked == seen
 
 
 async def test_an_error_that_nobody_foresaw_does_not_end_the_polling() -> None:
