@@ -59,3 +59,11 @@ def shares_text(shares: Iterable[tuple[str, int]]) -> str:
     """`version 2 has 10 %, version 1 has 90 %`, or that nobody has anything."""
     said = [f"{who} has {percent} %" for who, percent in shares if percent]
     return ", ".join(said) or "no version has traffic"
+
+
+def no_version(service: str) -> Refuse:
+    """An InferenceService whose version cannot be moved."""
+    return Refuse(
+        f"InferenceService {service} has no MODEL_VERSION in its first container, or none with a value of its own: there is no "
+        "version to move. Next: write the number into the manifest, and apply it."
+    )

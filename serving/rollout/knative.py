@@ -6,26 +6,22 @@ counts as done only when its revision is the newest, has its share, and has its 
 
 from __future__ import annotations
 
-from serving.rollout.decisions import Decision, Done, Operation, Patch, Refuse, Wait, version_moves
+from serving.rollout.decisions import Decision, Done, Operation, Patch, Wait, version_moves
+from serving.rollout.refusals import (
+    gone,
+    impossible,
+    in_flight_already,
+    nameless,
+    not_in_flight,
+    other_version,
+    refuse,
+    somebody_else,
+)
 from serving.rollout.revisions import Revision, Service
 
 PERCENT = "/spec/predictor/canaryTrafficPercent"
 #: The newest revision keeps this much while the one before it gets its pods back: KServe steps back at any percent below 100.
 WARMING = 99
-
-
-def impossible(service: Service) -> Refuse | None:
-    """What no verb can work with."""
-    if service.mode not in ("Knative", "Serverless"):
-        return Refuse(
-            f"InferenceService {service.name} is in mode {service.mode}, where KServe ignores canaryTrafficPercent and rolls a new "
-            "version out to everybody. Use --route with overlays/standard-canary, or overlays/knative."
-        )
-    if service.env is None:
-        return Refuse(
-            f"InferenceService {service.name} has no MODEL_VERSION in its first container: there is no version to move."
-        )
-    return None
 
 
 def start(service: Service, version: str, percent: int, *, begun: bool) -> Decision:
@@ -35,36 +31,40 @@ def start(service: Service, version: str, percent: int, *, begun: bool) -> Decis
     if (service.version, service.percent) == (version, percent):
         return _until_shared(service, percent) or Done(_done(service, f"Version {version} has its {percent} %."))
     if begun:
-        return _somebody_else(service)
-    if service.percent is not None:
-        return _refuse(service, "A canary is in flight, and a second one would replace it", "promote` or `rollback")
+        return somebody_else(service)
+    if service.rolled_out and service.percent is not None and not (service.alone and service.stale is None):
+        return in_flight_already(service)
     if service.version == version:
-        return _refuse(
+        return refuse(
             service,
             f"MODEL_VERSION is {version} already: the percent alone cuts no revision, it takes the rolled-out one back",
             "status",
         )
     if not service.rolled_out:
-        return Wait(
-            "something is rolled out: until then KServe ignores the percent, and gives everything to what is ready"
-        )
+        why = "something is rolled out: until then KServe ignores the percent, and gives everything to what is ready"
+        return Wait(why, service.newest.selector if service.newest else None)
     if stale := service.stale:
         return Wait(stale)
+    if service.rolled_out != service.ready:
+        return Wait(f"revision {service.ready} is rolled out")
     moved = version_moves(_env(service), service.version, version)
     return Patch(_target(service), (*moved, {"op": "add", "path": PERCENT, "value": percent}))
 
 
 def widen(service: Service, percent: int, *, begun: bool) -> Decision:
     """Another share for the canary."""
-    if refusal := impossible(service) or _not_in_flight(service):
+    if refusal := impossible(service) or not_in_flight(service):
         return refusal
     if service.percent == percent:
         return _until_shared(service, percent) or Done(
             _done(service, f"Version {service.version} has its {percent} %.")
         )
     if begun:
-        return _somebody_else(service)
-    waits = _until_fit(service) or (_until_able(service) if percent < (service.percent or 0) else None)
+        return somebody_else(service)
+    less = percent < (service.percent or 0)
+    if less and service.revision(service.rolled_out) is None:
+        return gone(service, service.rolled_out)
+    waits = _until_fit(service) or (_until_able(service) if less else None)
     return waits or Patch(_target(service), (*_as_read(service), _percent(percent)))
 
 
@@ -74,10 +74,10 @@ def promote(service: Service, *, begun: bool) -> Decision:
         return refusal
     if service.percent is None and (begun or service.stale or service.rolled_out != service.created):
         return _until_rolled_out(service) or Done(_done(service, _written(service)))
-    if refusal := _not_in_flight(service):
+    if refusal := not_in_flight(service):
         return refusal
     if begun:
-        return _somebody_else(service)
+        return somebody_else(service)
     return _until_fit(service) or Patch(_target(service), (*_as_read(service), {"op": "remove", "path": PERCENT}))
 
 
@@ -93,9 +93,11 @@ def roll_back(service: Service, version: str | None, *, begun: bool) -> Decision
         return _back_from_everything(service, version, begun=begun)
     good = service.revision(service.rolled_out)
     if good is None:
-        return _gone(service, service.rolled_out)
+        return gone(service, service.rolled_out)
     if service.percent > 0:
-        return _back_from_share(service)
+        return _back_from_share(service, version)
+    if good.version and (other := other_version(service, good, version)):
+        return other
     return _restore(service, good, version or good.version)
 
 
@@ -106,31 +108,49 @@ def _back_from_everything(service: Service, version: str | None, *, begun: bool)
     newest = service.newest
     assert newest is not None
     if service.rolled_out != newest.name:
-        return Wait(f"revision {newest.name} is rolled out, or a percent stands beside it", newest.selector)
+        if begun or service.ready == newest.name:
+            return Wait(f"revision {newest.name} is rolled out", newest.selector)
+        return _back_from_nothing(service, version)
     if begun:
         return Done(_done(service, _written(service)))
     before = service.revision(service.previous)
     if not service.previous or service.previous == newest.name:
-        return _refuse(service, "There is no earlier revision to go back to", "start VERSION PERCENT")
+        return refuse(service, "There is no earlier revision to go back to", "start VERSION PERCENT")
     if before is None:
-        return _gone(service, service.previous)
+        return gone(service, service.previous)
     if before.version == service.version:
         why = f"The revision before this one has version {before.version} too"
-        return _refuse(service, why, "start VERSION PERCENT")
-    if not (version or before.version):
-        return _refuse(service, f"Revision {before.name} names no MODEL_VERSION", "rollback VERSION")
-    return Patch(_target(service), (_as_read(service)[0], _percent(WARMING)))
+        return refuse(service, why, "start VERSION PERCENT")
+    if refusal := nameless(before, version, service) or other_version(service, before, version):
+        return refusal
+    return Patch(_target(service), (*_as_read(service), _percent(WARMING)))
 
 
-def _back_from_share(service: Service) -> Decision:
+def _back_from_nothing(service: Service, version: str | None) -> Decision:
+    """The newest revision was given everything, and never got ready: with a percent it does not get it when it does.
+
+    By way of 99, for it may be ready by now, and the good one be losing its pods.
+    """
+    good = service.revision(service.rolled_out)
+    if good is None:
+        return gone(service, service.rolled_out)
+    if refusal := nameless(good, version, service) or other_version(service, good, version):
+        return refusal
+    return _until_able(service) or Patch(_target(service), (*_as_read(service), _percent(WARMING)))
+
+
+def _back_from_share(service: Service, version: str | None) -> Decision:
     """A percent above 0: the good revision gets everything when it can take it.
 
     Not before the canary's own revision is cut: until then the 0 would mean the revision that is rolled out.
     """
-    if unclear := service.uncut or (service.stale if service.steps_back else None):
+    if unclear := service.uncut or (service.stale if service.steps_back or service.percent == WARMING else None):
         return Wait(unclear)
     if service.alone:
-        return _refuse(service, "There is no earlier revision to go back to", "start VERSION PERCENT")
+        return refuse(service, "There is no earlier revision to go back to", "start VERSION PERCENT")
+    good = service.revision(service.rolled_out)
+    if good and (other := other_version(service, good, version)):
+        return other
     return _until_able(service) or Patch(_target(service), (*_as_read(service), _percent(0)))
 
 
@@ -141,13 +161,14 @@ def _restore(service: Service, good: Revision, version: str) -> Decision:
         return Wait(stale, newest.selector if newest else None)
     assert newest is not None
     if not version:
-        return _refuse(service, f"Revision {good.name} names no MODEL_VERSION", "rollback VERSION")
+        return refuse(service, f"Revision {good.name} names no MODEL_VERSION", "rollback VERSION")
     if service.version != version:
-        return Patch(_target(service), version_moves(_env(service), service.version, version))
+        moved = version_moves(_env(service), service.version, version)
+        return Patch(_target(service), (*_as_read(service), *moved))
     if newest.name == good.name:
         return Patch(_target(service), (*_as_read(service), {"op": "remove", "path": PERCENT}))
     if newest.template != good.template and version == good.version:
-        return _refuse(
+        return refuse(
             service,
             f"Revision {newest.name} differs from {good.name} in more than the version. The percent stays at 0: restore the rest "
             f"of the spec, and remove {PERCENT} when the revision is ready",
@@ -182,19 +203,8 @@ def _as_read(service: Service) -> tuple[Operation, ...]:
     return version, {"op": "test", "path": PERCENT, "value": service.percent}
 
 
-def _not_in_flight(service: Service) -> Refuse | None:
-    if service.percent is None:
-        why = "No canary is in flight. A percent alone would not make one: it takes the rolled-out revision back"
-        return _refuse(service, why, "start VERSION PERCENT")
-    if service.percent == 0:
-        return _refuse(service, "This canary was rolled back", "rollback")
-    return None
-
-
 def _until_fit(service: Service) -> Wait | None:
     """Until the canary can take more: it is the newest, ready, with the share that it has been given, and has pods."""
-    if service.alone and not service.stale:
-        return Wait("a newer revision than the rolled-out one is there")
     return _until_shared(service, service.percent or 0)
 
 
@@ -229,26 +239,11 @@ def _until_rolled_out(service: Service) -> Wait | None:
 
 def _pods(revision: Revision) -> str:
     least = max(1, revision.wanted, revision.least)
-    return f"revision {revision.name} (version {revision.version}) has {least} pods; it has {revision.pods}"
-
-
-def _refuse(service: Service, why: str, following: str) -> Refuse:
-    return Refuse(f"{why}. {service.now} Next: `{following}`.")
-
-
-def _somebody_else(service: Service) -> Refuse:
-    said = "no percent" if service.percent is None else f"{service.percent} percent"
-    why = f"Somebody else changed {service.name} meanwhile: it says version {service.version} and {said}"
-    return _refuse(service, why, "status")
-
-
-def _gone(service: Service, revision: str) -> Refuse:
-    why = (
-        f"Revision {revision} cannot be read: it is gone, and with it what it served"
-        if revision
-        else "Nothing was ever rolled out"
-    )
-    return _refuse(service, why, "start VERSION PERCENT")
+    said = f"revision {revision.name} (version {revision.version}) has {least} pods; it has {revision.pods}"
+    if revision.why_not:
+        return f"{said}: {revision.why_not}"
+    asleep = not (revision.pods or revision.wanted or revision.least)
+    return f"{said} (where it may scale to none, a request wakes it)" if asleep else said
 
 
 def _done(service: Service, what: str) -> str:

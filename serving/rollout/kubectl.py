@@ -58,8 +58,10 @@ class Kubectl:
     bound: bool = True
 
     def service(self, name: str) -> revisions.Service:
-        """One question for the service, one for its revisions."""
+        """One question for the service, one for its revisions; where there is no Knative, its kinds are unknown."""
         found = self.get(f"inferenceservice/{name}")
+        if not revisions.is_knative(revisions.mode_of(found)):
+            return revisions.observe(found, [])
         return revisions.observe(found, self.list("revisions.serving.knative.dev", _of(name)))
 
     def route(self, name: str) -> route.Route:

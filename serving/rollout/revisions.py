@@ -18,7 +18,8 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One revision: `pods` that run of `wanted`; `ready` may be long ago. `template` is its spec, None if unknown."""
+    """One revision: `pods` that run of `wanted`; `ready` may be long ago. `template` is its spec, None if unknown; `why_not`
+    is what Knative says of one that it has given up, pods or not."""
 
     name: str
     version: str
@@ -27,6 +28,7 @@ class Revision:
     wanted: int
     least: int = 0
     template: str | None = field(default=None, repr=False)
+    why_not: str = ""
 
     @property
     def complete(self) -> bool:
@@ -50,7 +52,10 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """An InferenceService and its revisions, the oldest first, at one moment. `env` is the path of MODEL_VERSION, if any."""
+    """An InferenceService and its revisions, the oldest first, at one moment. `env` is the path of MODEL_VERSION, if any.
+
+    `percent` is None where it splits nothing: at 100 KServe does what it does without one.
+    """
 
     name: str
     mode: str
@@ -135,14 +140,15 @@ def observe(service: Json, revisions: Sequence[Json]) -> Service:
     status = service.get("status", {})
     known = status.get("components", {}).get("predictor", {})
     containers = predictor.get("containers") or [{}]
-    annotations = service["metadata"].get("annotations", {})
-    own = sorted(map(_revision, revisions), key=lambda each: each.name)
+    predictors = filter(_is_predictor, revisions)
+    own = sorted(map(_revision, predictors), key=lambda each: each.name)
+    percent = predictor.get("canaryTrafficPercent")
     return Service(
         name=service["metadata"]["name"],
-        mode=status.get("deploymentMode") or annotations.get("serving.kserve.io/deploymentMode", "unknown"),
+        mode=mode_of(service),
         version=version_of(containers[0]),
         env=env_path(containers[0]),
-        percent=predictor.get("canaryTrafficPercent"),
+        percent=None if percent is None or percent >= 100 else percent,
         created=known.get("latestCreatedRevision", ""),
         ready=known.get("latestReadyRevision", ""),
         rolled_out=known.get("latestRolledoutRevision", ""),
@@ -152,22 +158,40 @@ def observe(service: Json, revisions: Sequence[Json]) -> Service:
     )
 
 
+def mode_of(service: Json) -> str:
+    """The mode that KServe has chosen; before that the annotation's, or nothing."""
+    annotations = service["metadata"].get("annotations", {})
+    chosen = service.get("status", {}).get("deploymentMode")
+    return str(chosen or annotations.get("serving.kserve.io/deploymentMode", ""))
+
+
+def is_knative(mode: str) -> bool:
+    """Whether KServe makes revisions in that mode."""
+    return mode in ("Knative", "Serverless")
+
+
+def _is_predictor(revision: Json) -> bool:
+    """A transformer of the same service has revisions too."""
+    return bool(revision["metadata"].get("labels", {}).get("component", "predictor") == "predictor")
+
+
 def _share(entry: Json) -> Share:
     return Share(entry.get("revisionName", ""), entry.get("percent", 0), bool(entry.get("latestRevision")))
 
 
 def _revision(found: Json) -> Revision:
     status, metadata = found.get("status", {}), found["metadata"]
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
+    ready: Json = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), {})
     least = metadata.get("annotations", {}).get("autoscaling.knative.dev/min-scale", "0")
     return Revision(
         metadata["name"],
         version_of(found["spec"]["containers"][0]),
-        ready,
+        ready.get("status") == "True",
         status.get("actualReplicas", 0),
         status.get("desiredReplicas", 0),
         int(least) if least.isdigit() else 0,
         repr(_sorted(found["spec"])),
+        str(ready.get("message") or ready.get("reason") or "")[:300] if ready.get("status") == "False" else "",
     )
 
 
@@ -182,9 +206,11 @@ def _index(container: Json) -> int | None:
 
 
 def env_path(container: Json) -> str | None:
-    """Where MODEL_VERSION stands in an InferenceService whose first container this is."""
+    """Where MODEL_VERSION stands in an InferenceService whose first container this is; None too if it is taken from elsewhere."""
     index = _index(container)
-    return None if index is None else f"/spec/predictor/containers/0/env/{index}"
+    return (
+        None if index is None or "value" not in container["env"][index] else f"/spec/predictor/containers/0/env/{index}"
+    )
 
 
 def version_of(container: Json) -> str:

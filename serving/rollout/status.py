@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from serving.rollout.kubectl import Cluster
+from serving.rollout.refusals import not_knative
 from serving.rollout.revisions import Revision, Service
 from serving.rollout.route import Backend, Route
 
@@ -15,11 +16,16 @@ def lines(seen: Service | Route, cluster: Cluster) -> Iterator[str]:
 
 
 def _of_service(service: Service, cluster: Cluster) -> Iterator[str]:
+    if refusal := not_knative(service):
+        yield refusal.why
+        return
     percent = "none" if service.percent is None else f"{service.percent}"
     yield f"the spec: version {service.version}, canaryTrafficPercent {percent}"
     for revision in service.revisions:
         if (share := service.share(revision.name)) or revision.pods or revision.wanted or revision == service.newest:
             yield f"{share:>3} %  version {revision.version}  {revision.name}  {_roles(service, revision)}"
+            if revision.why_not:
+                yield f"       {revision.why_not}"
             yield from _why(revision.complete or not (share or revision.wanted), revision.selector, cluster)
     for gone in {each.revision for each in service.traffic} - {each.name for each in service.revisions}:
         yield f"{service.share(gone):>3} %  version unknown  {gone}  is gone"

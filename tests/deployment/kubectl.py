@@ -7,6 +7,7 @@ that who waits sees things change; nothing happens between two commands. Every c
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -245,9 +246,16 @@ def all_shares(cluster: Cluster) -> dict[str, int]:
 
 def main() -> int:
     file = Path(os.environ["FAKE_CLUSTER"])
+    given = parser().parse_args([word for word in sys.argv[1:] if word != ":8080"])
+    with (file.parent / "lock").open("w") as lock:  # the real one may be asked several things at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return act(file, given)
+
+
+def act(file: Path, given: argparse.Namespace) -> int:
+    """One verb on the cluster in the file."""
     state = json.loads(file.read_text())
     cluster = Cluster(state["objects"], state["broken"])
-    given = parser().parse_args([word for word in sys.argv[1:] if word != ":8080"])
     try:
         sys.stdout.write(VERBS[given.verb][0](cluster, given))
     except Failure as failure:

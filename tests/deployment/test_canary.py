@@ -276,8 +276,8 @@ REFUSALS: list[tuple[str, Any, str, str]] = [
     ("promote a rejected one", rolled_back, "promote", "This canary was rolled back. Now version 1 has 100 %. Next: `rollback`"),
     ("widen a rejected one", rolled_back, "widen 50", "This canary was rolled back"),
     ("nothing before", lambda: running("1"), "rollback", "There is no earlier revision to go back to"),
-    ("no version", nameless, "start 2 10", "has no MODEL_VERSION in its first container"),
-    ("no version to go back to", nameless, "rollback", "has no MODEL_VERSION in its first container"),
+    ("no version", nameless, "start 2 10", "has no MODEL_VERSION in its first container, or none"),
+    ("no version to go back to", nameless, "rollback", "has no MODEL_VERSION in its first container, or none"),
     *(("Standard", lambda: running("1", mode="Standard"), words, "is in mode Standard") for words in ("start 2 10", "promote", "rollback")),
 ]  # fmt: skip
 
@@ -383,7 +383,8 @@ def test_a_route_refuses_what_makes_no_sense() -> None:
 
 # -- whatever happens -----------------------------------------------------------------------------------------------
 
-WORDS = ["start 2 10", "start 3 20", "start 9 10", "widen 50", "widen 99", "promote", "rollback", "rollback 1"]
+WORDS = ["start 2 10", "start 3 20", "start 9 10", "widen 50", "widen 99", "promote", "rollback", "rollback 1",
+         "rollback 2", "apply 9", "apply 3"]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -399,7 +400,7 @@ def test_a_version_that_never_had_a_ready_pod_never_gets_a_share(seed: int) -> N
         cluster.dead = dice.random() < 0.1
         one.model.after_patch = dying(dice)
         with suppress(Failed, Killed):
-            one.run(*dice.choice(WORDS).split())
+            typed(one, *dice.choice(WORDS).split())
         check(one.model)
         for _ in range(dice.randrange(4)):
             cluster.step()
@@ -407,6 +408,14 @@ def test_a_version_that_never_had_a_ready_pod_never_gets_a_share(seed: int) -> N
     cluster.dead = False
     cluster.settle()
     check(one.model)
+
+
+def typed(one: Session, verb: str, *words: str) -> None:
+    """A command; or an apply by hand, without a percent, of a version that gets everything when it is ready."""
+    if verb != "apply":
+        one.run(verb, *words)
+    elif "canaryTrafficPercent" not in predictor(one.model.cluster):
+        one.model.cluster.apply(patched(one.model.cluster.service(), replace(VERSION, *words)))
 
 
 def dying(dice: random.Random) -> Any:
