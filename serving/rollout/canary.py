@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serving.rollout import knative, route
+from serving.rollout.backends import NoSplit
 from serving.rollout.decisions import Decision, Done, Patch, Refuse, Wait
 from serving.rollout.kubectl import Cluster, ClusterError, Rejected
-from serving.rollout.route import NoSplit
 
 POLL_SECONDS = 1.0
 #: While nothing changes, a line says so this often.

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from serving.rollout import status
+from serving.rollout.backends import NoSplit
 from serving.rollout.canary import Canary, Driver, Failed
 from serving.rollout.kubectl import ClusterError, Kubectl
-from serving.rollout.route import NoSplit
 
 HELP = "a canary on KServe: version and share in one patch, everything waited for, and back again"
 WORDS = """\

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.rollout import revisions, route
+from serving.rollout import backends, revisions
 from serving.rollout.decisions import Patch
 
 #: One command: kubectl's own timeout, and what ends it if that does not.
@@ -36,7 +36,7 @@ class Cluster(Protocol):
         """An InferenceService with its revisions. Raises ClusterError."""
         ...
 
-    def route(self, name: str) -> route.Route:
+    def route(self, name: str) -> backends.Route:
         """A weighted route with what is behind it. Raises ClusterError or NoSplit."""
         ...
 
@@ -64,16 +64,16 @@ class Kubectl:
             return revisions.observe(found, [])
         return revisions.observe(found, self.list("revisions.serving.knative.dev", _of(name)))
 
-    def route(self, name: str) -> route.Route:
+    def route(self, name: str) -> backends.Route:
         """The route, and for each of its backends the service, the Deployment and its ReplicaSets."""
         found = self.get(f"httproute/{name}")
-        backends = route.names(found)
+        names = backends.names(found)
         with ThreadPoolExecutor(4) as pool:
-            services = list(pool.map(lambda n: self.get(f"inferenceservice/{n.removesuffix('-predictor')}"), backends))
-            deployments = list(pool.map(self._deployment, backends))
-            sets = list(pool.map(lambda n: self.list("replicasets", _of(n.removesuffix("-predictor"))), backends))
-        known = {name: found for name, found in zip(backends, deployments, strict=True) if found is not None}
-        return route.observe(found, dict(zip(backends, services, strict=True)), known, [s for own in sets for s in own])
+            services = list(pool.map(lambda n: self.get(f"inferenceservice/{n.removesuffix('-predictor')}"), names))
+            deployments = list(pool.map(self._deployment, names))
+            sets = list(pool.map(lambda n: self.list("replicasets", _of(n.removesuffix("-predictor"))), names))
+        known = {name: found for name, found in zip(names, deployments, strict=True) if found is not None}
+        return backends.observe(found, dict(zip(names, services, strict=True)), known, [s for own in sets for s in own])
 
     def _deployment(self, name: str) -> Json | None:
         found: Json = json.loads(self.run("get", f"deployment/{name}", "--ignore-not-found", "-o", "json") or "null")

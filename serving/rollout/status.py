@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from serving.rollout.backends import Backend, Route
 from serving.rollout.kubectl import Cluster
 from serving.rollout.refusals import not_knative
 from serving.rollout.revisions import Revision, Service
-from serving.rollout.route import Backend, Route
 
 
 def lines(seen: Service | Route, cluster: Cluster) -> Iterator[str]:

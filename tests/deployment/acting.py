@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serving.rollout import revisions, route
+from serving.rollout import backends, revisions
 from serving.rollout.canary import Canary, Driver, Failed
 from serving.rollout.decisions import Patch
 from serving.rollout.kubectl import ClusterError, Rejected
@@ -46,14 +46,14 @@ class Model:
         self._looked()
         return seen
 
-    def route(self, name: str) -> route.Route:
+    def route(self, name: str) -> backends.Route:
         objects = self.cluster.objects
         found = objects[f"httproute/{name}"]
-        backends = route.names(found)
-        services = {b: objects[f"inferenceservice/{b.removesuffix('-predictor')}"] for b in backends}
-        deployments = {b: objects[f"deployment/{b}"] for b in backends if f"deployment/{b}" in objects}
+        names = backends.names(found)
+        services = {b: objects[f"inferenceservice/{b.removesuffix('-predictor')}"] for b in names}
+        deployments = {b: objects[f"deployment/{b}"] for b in names if f"deployment/{b}" in objects}
         sets = [each for key, each in objects.items() if key.startswith("replicaset/")]
-        seen = route.observe(found, services, deployments, sets)
+        seen = backends.observe(found, services, deployments, sets)
         self._looked()
         return seen
 
