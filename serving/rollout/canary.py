@@ -100,7 +100,7 @@ class Driver:
                         return self.err(
                             "# that would be the first change; what follows depends on what the cluster makes of it"
                         )
-                    begun, waited = True, _Waiting(self)
+                    begun, waited = True, _Waiting(self, words)
 
     def _look(self, waited: _Waiting) -> Any:
         """What there is. An answer that does not come is waited for once the command has begun to wait."""
@@ -122,13 +122,16 @@ class Driver:
             sofar = "Some changes were made before it. " if begun else ""
             why = f"The change was refused, and nothing of it was made: {error}. {sofar}Before it: {seen.now}"
             raise Failed(f"{why} If somebody else was faster, look at `status` and type the command again.") from error
+        except ClusterError as error:
+            why = f"{error.args[0].rstrip('.')}. Whether the change was made is not known. Before it: {seen.now}"
+            raise Failed(f"{why} Next: `status`, or the same command again.") from error
 
 
 class _Waiting:
     """One wait, from a change of ours to the next: it has a bound, and tells what it is about."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, changed_by: Sequence[str] = ()) -> None:
+        self._driver, self._changed_by = driver, changed_by
         self._began = driver.clock()
         self._said, self._at = "", self._began
         self._silent: float | None = None
@@ -153,8 +156,13 @@ class _Waiting:
         """The cluster did not answer: that is endured for a while, if it answered before."""
         driver = self._driver
         now = driver.clock()
-        if not self._said or (self._silent is not None and now - self._silent > PATIENCE_SECONDS):
+        if not (self._said or self._changed_by):
             raise Failed(str(error)) from error
+        if now - (now if self._silent is None else self._silent) >= min(PATIENCE_SECONDS, driver.timeout):
+            made = "What was changed stays" if self._changed_by else "Nothing was changed since it answered"
+            raise Failed(
+                f"{str(error).rstrip('.')}. {made}. Next: the same command again, when the cluster answers."
+            ) from error
         if self._silent is None:
             self._silent = now
             driver.err(f"# the cluster does not answer: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import sys
 
 from serving.rollout import status
@@ -34,18 +36,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--route", metavar="NAME", help="Standard mode: a weighted HTTPRoute, the stable service first")
     parser.add_argument("-n", "--namespace", default="headway", metavar="NS", help="namespace (%(default)s)")
-    parser.add_argument("--timeout", type=_seconds, default=600.0, metavar="SECONDS", help="bound of each wait (600)")
+    parser.add_argument("--timeout", type=seconds, default=600.0, metavar="SECONDS", help="bound of each wait (600)")
     parser.add_argument(
         "--dry-run", action="store_true", help="read the cluster, show the next command, change nothing"
     )
 
 
-def _seconds(text: str) -> float:
-    """A number of seconds above 0; `10s` is one too, as kubectl writes it."""
-    seconds = float(text.removesuffix("s"))
-    if not 0 < seconds < 1e6:
-        raise ValueError
-    return seconds
+def seconds(text: str) -> float:
+    """A number of seconds above 0; `10s` is one too, as kubectl writes it. Raises ArgumentTypeError."""
+    with contextlib.suppress(ValueError):
+        if 0 < (found := float(text.removesuffix("s"))) < 1e6:
+            return found
+    raise argparse.ArgumentTypeError(f"a number of seconds above 0, not {text!r}")
 
 
 def misuse(words: list[str]) -> str | None:
@@ -54,8 +56,8 @@ def misuse(words: list[str]) -> str | None:
     least, most = COUNTS.get(verb, (1, 0))
     if not least <= len(given) <= most:
         return "start VERSION PERCENT, widen PERCENT, promote, rollback [VERSION] or status."
-    if verb in ("start", "rollback") and given and not (given[0].isascii() and given[0].isdigit()):
-        return f"VERSION is a number, not {given[0]!r}: an alias that moves cuts no revision, and pods would swap by themselves."
+    if verb in ("start", "rollback") and given and not re.fullmatch("[1-9][0-9]*", given[0]):
+        return f"VERSION is a number of the registry, not {given[0]!r}: an alias that moves cuts no revision, and pods would swap by themselves."
     if verb in ("start", "widen") and not _is_percent(given[-1]):
         return f"PERCENT is a whole number from 1 to 99, not {given[-1]!r}."
     return None

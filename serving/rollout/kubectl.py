@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +17,10 @@ from serving.rollout.decisions import Patch
 
 #: One command: kubectl's own timeout, and what ends it if that does not.
 REQUEST_SECONDS, COMMAND_SECONDS = 20, 30
-#: Pods that are looked at for a reason.
-MOST_PODS = 5
+#: What kubectl says when nobody knows whether the cluster has done what it was asked.
+UNDECIDED = re.compile(
+    r"time[d ]*out|deadline exceeded|EOF|connection (reset|refused|lost)|InternalError|may still be", re.IGNORECASE
+)
 LOG_LINES = 200
 Json = Mapping[str, Any]
 
@@ -27,6 +31,10 @@ class ClusterError(Exception):
 
 class Rejected(ClusterError):
     """A patch was not applied; nothing of it was."""
+
+
+class NoAnswer(ClusterError):
+    """kubectl was ended, because it did not come to an end."""
 
 
 class Cluster(Protocol):
@@ -41,7 +49,7 @@ class Cluster(Protocol):
         ...
 
     def patch(self, patch: Patch) -> None:
-        """Changes an object. Raises Rejected."""
+        """Changes an object. Raises Rejected; ClusterError if nobody knows whether it was changed."""
         ...
 
     def why(self, selector: str) -> str:
@@ -76,14 +84,15 @@ class Kubectl:
         return backends.observe(found, dict(zip(names, services, strict=True)), known, [s for own in sets for s in own])
 
     def _deployment(self, name: str) -> Json | None:
-        found: Json = json.loads(self.run("get", f"deployment/{name}", "--ignore-not-found", "-o", "json") or "null")
-        return found
+        return self._read("get", f"deployment/{name}", "--ignore-not-found", "-o", "json")
 
     def patch(self, patch: Patch) -> None:
         """A JSON patch."""
         try:
             self.run(*self._patching(patch))
         except ClusterError as error:
+            if UNDECIDED.search(str(error)) or isinstance(error, NoAnswer):
+                raise
             raise Rejected(str(error)) from error
 
     def shown(self, patch: Patch) -> str:
@@ -94,12 +103,12 @@ class Kubectl:
         return "patch", patch.target, "--type=json", "-p", json.dumps(list(map(dict, patch.operations)))
 
     def why(self, selector: str) -> str:
-        """Of the first pod that is not ready."""
+        """Of the newest pod that is not ready; those that are leaving do not count."""
         try:
-            pods = self.list("pods", selector)
+            pods = [each for each in self.list("pods", selector) if "deletionTimestamp" not in each["metadata"]]
         except ClusterError as error:
             return f"its pods cannot be read: {error}"
-        for pod in pods[:MOST_PODS]:
+        for pod in sorted(pods, key=lambda each: str(each["metadata"].get("creationTimestamp", "")), reverse=True):
             if said := reason_of(pod):
                 line = self._last_line(pod["metadata"]["name"])
                 return f"pod {pod['metadata']['name']}: {said}" + (f"; its last line: {line}" if line else "")
@@ -113,12 +122,21 @@ class Kubectl:
 
     def get(self, what: str) -> Json:
         """One object, by `kind/name`. Raises ClusterError."""
-        found: Json = json.loads(self.run("get", what, "-o", "json"))
-        return found
+        return self._read("get", what, "-o", "json") or {}
 
     def list(self, kind: str, selector: str) -> Sequence[Json]:
         """The objects of a kind with a label. Raises ClusterError."""
-        found: Sequence[Json] = json.loads(self.run("get", kind, "-l", selector, "-o", "json"))["items"]
+        found: Sequence[Json] = (self._read("get", kind, "-l", selector, "-o", "json") or {})["items"]
+        return found
+
+    def _read(self, *words: str) -> Json | None:
+        said = self.run(*words)
+        try:
+            found: Json | None = json.loads(said) if said.strip() else None
+        except ValueError:
+            raise ClusterError(
+                f"`kubectl {words[0]}` printed something that is not JSON: {said[:200].strip()}"
+            ) from None
         return found
 
     def run(self, *words: str, given: str | None = None) -> str:
@@ -129,13 +147,19 @@ class Kubectl:
             *(["-n", self.namespace, f"--request-timeout={REQUEST_SECONDS}s"] if self.bound else []),
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, input=given)  # noqa: S603
+            done = subprocess.run(  # noqa: S603
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=COMMAND_SECONDS, input=given
+            )
         except FileNotFoundError:
             raise ClusterError("There is no kubectl on the PATH.") from None
+        except OSError as error:
+            raise ClusterError(f"kubectl cannot be run: {error}") from None
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"`kubectl {words[0]}` did not answer within {COMMAND_SECONDS} seconds.") from None
+            raise NoAnswer(f"`kubectl {words[0]}` did not answer within {COMMAND_SECONDS} seconds.") from None
         if done.returncode:
             raise ClusterError(done.stderr.strip()[-1000:] or f"`kubectl {words[0]}` failed.")
+        if words[0] in ("apply", "patch"):  # fields that the cluster does not know, pods that it will not admit
+            sys.stderr.write(done.stderr)
         return done.stdout
 
 

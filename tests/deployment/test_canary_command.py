@@ -105,12 +105,15 @@ WRONG = [
     (["start", "champion", "10"], "cuts no revision"),
     (["rollback", "@champion"], "cuts no revision"),
     (["start", "", "10"], "cuts no revision"),
+    (["start", "02", "10"], "is a number of the registry, not '02'"),
+    (["start", "0", "10"], "is a number of the registry, not '0'"),
+    (["--timeout", "nan", "status"], "a number of seconds above 0"),
     ([], "start VERSION PERCENT, widen"),
     (["begin"], "start VERSION PERCENT, widen"),
     (["start", "2"], "start VERSION PERCENT, widen"),
     (["promote", "2"], "start VERSION PERCENT, widen"),
     (["--no", "status"], "unrecognized arguments"),
-    (["--timeout", "soon", "status"], "invalid _seconds value"),
+    (["--timeout", "soon", "status"], "a number of seconds above 0, not 'soon'"),
     (["--route"], "expected one argument"),
 ]
 
