@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import math
 import select
+from collections.abc import Sized
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.transport.answers import CLOSE, LINE
@@ -42,7 +44,7 @@ class Protocol(HttpToolsProtocol):
         self.surplus, self._untaken = False, 0
         self._period = min(bounds.read_seconds, self.timeout_keep_alive, LINGER_SECONDS)
         self._due = math.inf
-        self._reading = self._in_head = False
+        self._reading = self._in_head = self._begun = False
         #: of the request that is being read: bytes of its body, those of an earlier moment, and other bytes since then
         self._size = self._size_before = self._framing_bytes = 0
         self._not_upgraded: bytes | None = None
@@ -54,6 +56,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connected."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._due = self.loop.time() + self.timeout_keep_alive
         self._watch = self.loop.call_later(self._period, self._look)
         over = len(self.connections) - self._bounds.connections
@@ -77,11 +80,11 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came in. A head, or a trailer, that does not end is refused."""
-        was_reading = self._reading
+        self._begun = not self._reading
         rest = self._fed(data)
         while rest is not None:
             rest = self._fed(rest)
-        if was_reading and self._reading and not self.transport.is_closing():
+        if self._reading and not self._begun and not self.transport.is_closing():
             self._check_framing(len(data))
 
     def _fed(self, data: bytes | memoryview) -> memoryview | None:
@@ -171,12 +174,20 @@ class Protocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
-        elif not self._reading:
+            self.loop.call_soon(
+                self._begin_next
+            )  # not within this one: what is refused at once would go as deep as there are
+            return
+        self.flow.resume_reading()
+        if not self._reading:
             self._due = self.loop.time() + self.timeout_keep_alive
+
+    def _begin_next(self) -> None:
+        if self.pipeline and not self.transport.is_closing():
+            cycle, app = self.pipeline.pop()
+            self.flow.resume_reading()
+            self._start_asgi_task(cycle, app)
 
     # -- the end of the server ------------------------------------------------------------------------------------
 
@@ -207,7 +218,7 @@ class Protocol(HttpToolsProtocol):
     # -- clients that are slow ------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._reading = self._in_head = True
+        self._reading = self._in_head = self._begun = True
         self._size = self._size_before = self._framing_bytes = 0
         self._due = self.loop.time() + self._read_seconds
 
@@ -262,6 +273,19 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, status: int, text: str) -> None:
         self.transport.write(_refusal(status, text))
         self.transport.close()
+
+
+class _Flow(FlowControl):
+    """Uvicorn's, which would read on whenever one request is answered: a read may bring thousands, and they wait in line."""
+
+    def __init__(self, transport: asyncio.Transport, line: Sized) -> None:
+        super().__init__(transport)
+        self._line = line
+
+    def resume_reading(self) -> None:
+        """Reads on, unless requests that were read wait for their turn. The last of them may be incomplete, and has it then."""
+        if not self._line:
+            super().resume_reading()
 
 
 class _Deaf:
