@@ -97,7 +97,6 @@ class LaneProtocol(Protocol):
         super().resume_writing()
         held, self._held = self._held, None
         if held is not None and not self.transport.is_closing():
-            self._due = math.inf
             held.complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:

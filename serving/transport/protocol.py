@@ -135,10 +135,14 @@ class Protocol(HttpToolsProtocol):
         self._taken()
         self._untaken = self.transport.get_write_buffer_size()
         self._bounds.room.used += self._untaken
+        if self._due == math.inf:
+            self._due = self.loop.time() + self._read_seconds
 
     def resume_writing(self) -> None:
         """It has taken most of it."""
         self._taken()
+        if not self._reading and not self._idle:
+            self._due = math.inf
         super().resume_writing()
 
     def _taken(self) -> None:
@@ -233,8 +237,11 @@ class Protocol(HttpToolsProtocol):
 
     def _look(self) -> None:
         """Every due is set at least one period ahead, so that this never rings too late."""
+        closing = self.transport.is_closing()
+        if closing and self._due == math.inf:
+            self._due = self.loop.time() + self._read_seconds
         left = self._due - self.loop.time()
-        if left <= 0 and self._reading and self.flow.read_paused and not self.flow.write_paused:
+        if left <= 0 and not closing and self._reading and self.flow.read_paused and not self.flow.write_paused:
             self._due, left = self.loop.time() + self._read_seconds, self._period  # it is us who do not read
         if left <= 0:
             self._late()
@@ -243,14 +250,19 @@ class Protocol(HttpToolsProtocol):
 
     def _late(self) -> None:
         """The client took too long: to ask the next question, to ask it to the end, or to take its answer."""
-        if self._unanswered:
+        closing = self.transport.is_closing()
+        if not closing and self._unanswered:
             self._refuse(408, "The request did not arrive in time (server.read_seconds).")
-        elif not self._idle or self._reading:
+        elif closing or not self._idle or self._reading:
             self.transport.abort()
+            return
         elif self._unread:  # it is us who are late
             self._watch = self.loop.call_later(AGAIN_SECONDS, self._look)
+            return
         else:
             self.transport.close()
+        self._due = self.loop.time() + self._read_seconds  # for what was written before
+        self._watch = self.loop.call_later(self._period, self._look)
 
     @property
     def _idle(self) -> bool:
