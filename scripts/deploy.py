@@ -12,13 +12,14 @@ import json
 import re
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.rollout.canary import Driver, Failed
+from serving.rollout.command import seconds
 from serving.rollout.decisions import Decision, Done, Patch, Wait
 from serving.rollout.kubectl import ClusterError, Kubectl
 from serving.rollout.revisions import Service, version_of
@@ -135,6 +136,8 @@ class Deployed:
             return f"Deployment {name} takes version {self.version}"
         if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
             return f"Deployment {name} is looked at"
+        if found["spec"].get("paused"):
+            return f"Deployment {name} is resumed, which is paused"
         updated, old = status.get("updatedReplicas", 0), status.get("replicas", 0) - status.get("updatedReplicas", 0)
         if updated < wanted or status.get("availableReplicas", 0) < wanted:
             return (
@@ -165,7 +168,9 @@ def apply(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         return []
     if spaces:
         kubectl.run("apply", "-f", "-", given="\n---\n".join(spaces))
-    found = json.loads(kubectl.run("apply", "-k", str(folder), "-o", "json"))
+    # kubectl takes no namespace beside one that an object names.
+    where = [] if re.search(r"^  namespace: ", rendered, re.MULTILINE) else ["-n", args.namespace]
+    found = json.loads(kubectl.run("apply", "-k", str(folder), "-o", "json", *where))
     return list(found["items"] if found["kind"] == "List" else [found])
 
 
@@ -181,11 +186,11 @@ def workloads(objects: list[dict[str, Any]], namespace: str) -> list[Workload]:
     return sorted(made, key=lambda each: each.ours)
 
 
-def wait_for(workload: Workload, timeout: float) -> None:
+def wait_for(workload: Workload, args: argparse.Namespace) -> None:
     """Raises Failed with what the cluster says of it."""
-    driver = Driver(workload, _no_patch, print, _err, timeout)
+    driver = Driver(workload, _no_patch, print, _err, args.timeout, elsewise="")
     try:
-        driver.run(["deploy"])
+        driver.run(["scripts/deploy.sh", args.overlay])
     except Failed as error:
         raise Failed("\n".join([str(error), *_complaints(workload)])) from error
 
@@ -254,13 +259,18 @@ def forwarded(workload: Workload) -> Iterator[str]:
 
 
 def _port_of(process: subprocess.Popen[str]) -> str:
+    """Raises Failed, also when it says nothing for a while: reading has no bound of its own."""
     assert process.stdout is not None
-    end, said = time.monotonic() + FORWARD_SECONDS, []
-    while time.monotonic() < end and (line := process.stdout.readline()):
-        said.append(line)
-        if found := re.search(r"127\.0\.0\.1:(\d+)", line):
-            return found[1]
-    raise Failed(f"The port was not forwarded: {''.join(said).strip()}")
+    bound, said = threading.Timer(FORWARD_SECONDS, process.kill), []
+    bound.start()
+    try:
+        while line := process.stdout.readline():
+            said.append(line)
+            if found := re.search(r"127\.0\.0\.1:(\d+)", line):
+                return found[1]
+    finally:
+        bound.cancel()
+    raise Failed(f"The port was not forwarded: {''.join(said).strip() or 'kubectl said nothing'}")
 
 
 def smoke(workload: Workload, url: str, flags: Sequence[str]) -> int:
@@ -277,7 +287,7 @@ def deploy(args: argparse.Namespace) -> int:
     made = workloads(objects, args.namespace)
     for workload in made:
         print(f"# {workload.kind}/{workload.name} in {workload.kubectl.namespace}", file=sys.stderr, flush=True)
-        wait_for(workload, args.timeout)
+        wait_for(workload, args)
     ours = [each for each in made if each.ours]
     if not ours:
         _err("applied; nothing of it answers predictions")
@@ -306,9 +316,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--url", help="smoke test through a gateway, instead of a port forwarded to a pod")
     parser.add_argument(
-        "-n", "--namespace", default="headway", metavar="NS", help="where objects without one lie (%(default)s)"
+        "-n",
+        "--namespace",
+        default="headway",
+        metavar="NS",
+        help="where they lie if the overlay says nothing (%(default)s)",
     )
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="bound for each wait (600)")
+    parser.add_argument("--timeout", type=seconds, default=600.0, metavar="SECONDS", help="bound for each wait (600)")
     parser.add_argument("--dry-run", action="store_true", help="show the command, change nothing")
     own, _, smoke_words = "\0".join(words).partition("\0--\0") if "--" in words else ("\0".join(words), "", "")
     args = parser.parse_args([word for word in own.split("\0") if word and word != "--"])

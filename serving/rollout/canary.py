@@ -77,6 +77,7 @@ class Driver:
     out: Said
     err: Said
     timeout: float = 600.0
+    elsewise: str = ", or `status`"
     dry_run: bool = False
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -169,7 +170,7 @@ class _Waiting:
         driver.sleep(POLL_SECONDS)
 
     def _over(self, wait: Wait, seen: Any, words: list[str]) -> str:
-        again = f"Next: `{' '.join(words)}` again when that is mended, or `status`."
+        again = f"Next: `{' '.join(words)}` again when that is mended{self._driver.elsewise}."
         return f"Not after {self._driver.timeout:g} seconds: {wait.until}{self._why(wait)}. {seen.now} {again}"
 
     def _why(self, wait: Wait) -> str:

@@ -17,6 +17,8 @@ from serving.rollout.decisions import Patch
 
 #: One command: kubectl's own timeout, and what ends it if that does not.
 REQUEST_SECONDS, COMMAND_SECONDS = 20, 30
+#: The same for one that applies a whole folder.
+APPLY_SECONDS = 180
 #: What kubectl says when nobody knows whether the cluster has done what it was asked.
 UNDECIDED = re.compile(
     r"time[d ]*out|deadline exceeded|EOF|connection (reset|refused|lost)|InternalError|may still be", re.IGNORECASE
@@ -146,16 +148,17 @@ class Kubectl:
             *words,
             *(["-n", self.namespace, f"--request-timeout={REQUEST_SECONDS}s"] if self.bound else []),
         ]
+        most = COMMAND_SECONDS if self.bound else APPLY_SECONDS
         try:
             done = subprocess.run(  # noqa: S603
-                command, capture_output=True, encoding="utf-8", errors="replace", timeout=COMMAND_SECONDS, input=given
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=most, input=given
             )
         except FileNotFoundError:
             raise ClusterError("There is no kubectl on the PATH.") from None
         except OSError as error:
             raise ClusterError(f"kubectl cannot be run: {error}") from None
         except subprocess.TimeoutExpired:
-            raise NoAnswer(f"`kubectl {words[0]}` did not answer within {COMMAND_SECONDS} seconds.") from None
+            raise NoAnswer(f"`kubectl {words[0]}` did not answer within {most} seconds.") from None
         if done.returncode:
             raise ClusterError(done.stderr.strip()[-1000:] or f"`kubectl {words[0]}` failed.")
         if words[0] in ("apply", "patch"):  # fields that the cluster does not know, pods that it will not admit

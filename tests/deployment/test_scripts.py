@@ -1,8 +1,10 @@
 """scripts/smoke.sh and scripts/deploy.sh against real servers."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from scripts.deploy import _port_of
+from serving.rollout.canary import Failed
 from tests.deployment.clusters import ROOT, Shell, running
 from tests.deployment.controller import Cluster
 from tests.models import columns, register
@@ -187,6 +191,56 @@ def test_deploy_applies_what_has_no_pods(shell: Shell) -> None:
     code, said, calls = deploy(shell, "monitoring")
     assert (code, "applied; nothing of it answers predictions" in said) == (0, True)
     assert [call[0] for call in calls] == ["kustomize", "apply"]
+
+
+@pytest.mark.audit("13")
+def test_the_scripts_work_from_any_folder(shell: Shell, tmp_path: Path) -> None:
+    """Also from one with packages of the names that they import, and by a Python with nothing installed."""
+    shell.begin(running("1"))
+    for name in ("scripts", "serving", "json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')\n")
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_CLUSTER": str(shell.file)}
+    bare = [
+        "-I",
+        "-S",
+        "-c",
+        "import sys; sys.path.insert(0, sys.argv[1]); import serving.rollout.command, scripts.deploy",
+    ]
+    commands = [
+        [str(ROOT / "scripts/canary.sh"), "--help"],
+        [str(ROOT / "scripts/deploy.sh"), "--help"],
+        [sys.executable, *bare, str(ROOT)],
+    ]
+    for command in commands:
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.audit("13")
+def test_a_port_that_is_never_forwarded_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading from a kubectl that says nothing has a bound."""
+    monkeypatch.setattr("scripts.deploy.FORWARD_SECONDS", 0.3)
+    silent = subprocess.Popen(["sleep", "30"], stdout=subprocess.PIPE, text=True)
+    with pytest.raises(Failed, match="The port was not forwarded: kubectl said nothing"):
+        _port_of(silent)
+    silent.wait(10)
+
+
+@pytest.mark.audit("19")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here: overlays cannot be rendered")
+@pytest.mark.parametrize("namespace", [None, "theirs"])
+def test_an_overlay_without_a_namespace_lies_where_it_is_told(
+    shell: Shell, tmp_path: Path, namespace: str | None
+) -> None:
+    """By -n; beside a namespace that an object names kubectl would refuse it."""
+    shell.begin(Cluster())
+    said = {"resources": ["map.yaml"], **({"namespace": namespace} if namespace else {})}
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(said))
+    (tmp_path / "map.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\n")
+    code, said_then, calls = deploy(shell, str(tmp_path), "-n", "other", "--timeout", "5s")
+    assert code == 0, said_then
+    assert [call[-2:] == ["-n", "other"] for call in calls if call[0] == "apply"] == [namespace is None]
 
 
 def test_a_dry_run_of_deploy_changes_nothing(shell: Shell) -> None:
