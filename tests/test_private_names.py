@@ -57,6 +57,7 @@ NAMES: dict[str, str | None] = {
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.pause_writing": "17a8fd215d96",
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.resume_writing": "7844bbaa8cce",
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.send_400_response": "ae5a4a3782b6",
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.shutdown": "d7351fa33f00",
 }
 #: Reached as attributes of objects that we are given; the tests of accelerated models read the attributes of estimators.
 ATTRIBUTES = (
