@@ -31,7 +31,8 @@ from serving.errors import NotReady
 from serving.fleet import Fleet
 from serving.model import Repository
 from serving.telling import Telling
-from serving.transport.arrivals import Arrivals
+from serving.transport.arrivals import LULL_SECONDS, Arrivals
+from serving.transport.goaway import Goodbye
 from serving.transport.grpc import build_server
 from serving.transport.kserve_errors import HANDLED, answer_error
 from serving.transport.lane import LaneProtocol
@@ -79,6 +80,7 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         self._rest = _Rest(self, address, http, crew.doors)
         self._grpc: grpc.aio.Server | None = None
         self._arrivals = Arrivals()
+        self._goodbye = Goodbye(address.grpc_port, self._arrivals)
         self.exit_code = 0
 
     async def serve(self, started: Callable[[], None]) -> int:
@@ -122,16 +124,28 @@ class HeadwayServer(ModelServer):  # type: ignore[misc]  # kserve ships no types
         """Readiness goes first, the port stays open for the delay, then what is in flight has the bound."""
         self.plane.draining, self._crew.listens = True, False
         log.info("draining", extra={"delay_seconds": self._address.drain_delay_seconds})
-        await asyncio.sleep(self._address.drain_delay_seconds)
+        await self._delay()
         self._rest.close()
         bound = asyncio.get_running_loop().call_later(self._address.drain_seconds, self._cut)
         assert self._grpc is not None
         # The bound fails what is left with a status of the contract; the transports get a moment more to say so.
-        leaving = self._arrivals.leave(self._grpc, self._address.drain_seconds + GOODBYE_SECONDS)
-        await asyncio.gather(rest, leaving, return_exceptions=True)
+        await asyncio.gather(rest, self._leave_grpc(self._grpc), return_exceptions=True)
         bound.cancel()
         self.plane.close()
         log.info("stopped", extra={"exit_code": self.exit_code})
+
+    async def _delay(self) -> None:
+        """By the half of it gateways have dropped the endpoint: who is told to go does not come back."""
+        half = self._address.drain_delay_seconds / 2
+        await asyncio.sleep(half)
+        await asyncio.gather(self._goodbye.say(half), asyncio.sleep(half))
+
+    async def _leave_grpc(self, server: grpc.aio.Server) -> None:
+        loop, end = asyncio.get_running_loop(), self._address.drain_seconds + GOODBYE_SECONDS
+        began = loop.time()
+        await self._goodbye.say(GOODBYE_SECONDS)
+        await self._arrivals.gap(LULL_SECONDS)
+        await server.stop(max(0.0, began + end - loop.time()))
 
     def _listen_grpc(self) -> grpc.aio.Server:
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host

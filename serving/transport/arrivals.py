@@ -2,12 +2,13 @@
 
 grpc's `stop` does three things at once: it tells every client to go elsewhere (GOAWAY), it refuses what arrives from then
 on, and it refuses what had arrived and was not taken in. A client that has just sent a call, and whose next is not yet on
-its way, loses nothing by that. So the server stops just behind an arrival, when nothing else waits.
+its way, loses nothing by that, nor by a GOAWAY alone. So both come just behind an arrival, when nothing else waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,8 +16,8 @@ import grpc
 
 #: How long one waits for the next call: without any there is nobody to lose. And for a gap between calls.
 SILENCE_SECONDS, CROWD_SECONDS = 0.1, 1.0
-#: In this time grpc hands over what waits, one call at a turn of the loop.
-GAP_SECONDS = 0.001
+#: In this time grpc hands over what waits, one call at a turn of the loop; and on a machine that is busy.
+GAP_SECONDS, LULL_SECONDS = 0.001, 0.03
 #: Monotonic seconds of the turn of the loop in which the call was taken in, for its handler.
 arrived: ContextVar[float] = ContextVar("arrived")
 
@@ -25,27 +26,24 @@ class Arrivals(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
     """Sees each call when it is taken in, before its message is read, and handles none. Lives on the event loop."""
 
     def __init__(self) -> None:
-        self._count = 0
+        #: calls, up to now
+        self.taken = 0
         self._next: asyncio.Event | None = None
 
     def service(self, details: Any) -> None:
         """A call is taken in; others handle it."""
         arrived.set(asyncio.get_running_loop().time())
-        self._count += 1
+        self.taken += 1
         if self._next is not None:
             self._next.set()
 
-    async def leave(self, server: grpc.aio.Server, grace: float) -> None:
-        """Stops the server behind a call; those that it has taken in have `grace` seconds."""
-        try:
+    async def gap(self, seconds: float = GAP_SECONDS) -> None:
+        """Returns so long behind a call with no other behind it, or when there are none, or when they do not cease."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CROWD_SECONDS):
-                await self._gap()
-        except TimeoutError:
-            pass  # they never cease
-        await server.stop(grace)
+                await self._gap(seconds)
 
-    async def _gap(self) -> None:
-        """Returns just behind a call with no other behind it, or when there are none."""
+    async def _gap(self, seconds: float) -> None:
         self._next = asyncio.Event()
         waits = True
         while waits:
@@ -55,6 +53,6 @@ class Arrivals(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc ships no t
                     await self._next.wait()
             except TimeoutError:
                 return
-            count = self._count
-            await asyncio.sleep(GAP_SECONDS)
-            waits = self._count != count
+            count = self.taken
+            await asyncio.sleep(seconds)
+            waits = self.taken != count

@@ -329,5 +329,5 @@ def build_server(
     service = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
     add_HealthServicer_to_server(Health(plane, service), server)
     enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    server.add_insecure_port(address)
+    server.add_insecure_port(address)  # serving.transport.goaway writes into these connections: not so under TLS
     return server

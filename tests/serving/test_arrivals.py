@@ -10,7 +10,8 @@ import grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 
-from serving.transport.arrivals import Arrivals
+from serving.transport.arrivals import LULL_SECONDS, Arrivals
+from serving.transport.goaway import Goodbye
 from serving.transport.grpc import build_server
 from tests.lanes import Listening, listening
 from tests.servers import free_port
@@ -44,22 +45,20 @@ async def test_calls_that_were_sent_and_not_yet_taken_in_are_answered() -> None:
             await asyncio.wrap_future(pool.submit(stub.ServerLive, pb.ServerLiveRequest()))
             sent = [stub.ModelInfer.future(message(), timeout=30) for _ in range(CALLS)]
             time.sleep(0.3)  # the loop is late
-            await arrivals.leave(server, 10)
+            await arrivals.gap(LULL_SECONDS)
+            await server.stop(10)
             heard = [call.exception() for call in sent]
         assert heard == [None] * CALLS
 
 
-async def test_a_server_without_calls_stops_at_once() -> None:
-    """Nobody is waited for."""
-    async with listening("protocol") as served:
-        arrivals = Arrivals()
-        server, _ = await start(served, arrivals)
-        async with asyncio.timeout(10):
-            await arrivals.leave(server, 3600)
+async def test_without_calls_nobody_is_waited_for() -> None:
+    """There is a gap at once."""
+    async with asyncio.timeout(10):
+        await Arrivals().gap()
 
 
 async def test_calls_without_a_pause_do_not_keep_the_server() -> None:
-    """It stops for all that, within a second or two."""
+    """It is let go for all that, within a second or two."""
     async with listening("protocol") as served:
         arrivals = Arrivals()
         server, address = await start(served, arrivals)
@@ -73,9 +72,30 @@ async def test_calls_without_a_pause_do_not_keep_the_server() -> None:
 
         asking = [asyncio.create_task(asyncio.to_thread(ask)) for _ in range(4)]
         async with asyncio.timeout(20):
-            await arrivals.leave(server, 10)
+            await arrivals.gap()
         ended.set()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.gather(*asking)
+        await server.stop(10)
+
+
+async def test_clients_are_told_to_go_and_what_they_still_send_is_answered() -> None:
+    """A call in flight ends on the connection it is on; the next one finds another."""
+    async with listening("protocol", inline=False) as served:
+        arrivals = Arrivals()
+        server, address = await start(served, arrivals)
+        goodbye = Goodbye(int(address.rpartition(":")[2]), arrivals)
+        async with grpc.aio.insecure_channel(address, options=ONCE) as channel, asyncio.timeout(30):
+            stub = GRPCInferenceServiceStub(channel)
+            served.runtime.gate.clear()
+            call = stub.ModelInfer(message(), timeout=30)
+            await served.until(lambda: served.manager.current is not None and served.manager.current.leases == 1)
+            saying = asyncio.create_task(goodbye.say(30))
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+            served.runtime.gate.set()
+            assert list((await call).outputs[0].contents.fp64_contents) == [7.0]
+            assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+            await saying
+        await server.stop(None)
 
 
 async def test_a_calls_time_begins_when_it_is_taken_in() -> None:
