@@ -77,10 +77,10 @@ class Driver:
     out: Said
     err: Said
     timeout: float = 600.0
-    elsewise: str = ", or `status`"
     dry_run: bool = False
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    elsewise: str = ", or `status`"
 
     def run(self, words: list[str]) -> None:
         """Until it is done. Raises Failed; a patch that was made stays."""

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         if args.words == ["status"]:
             print("\n".join(status.lines(canary.observe(), kubectl)))
         else:
-            Driver(canary, kubectl.shown, _out, _err, args.timeout, args.dry_run).run(args.words)
+            Driver(canary, kubectl.shown, _out, _err, args.timeout, dry_run=args.dry_run).run(args.words)
     except (Failed, ClusterError, NoSplit) as error:
         _err(str(error))
         return 1
