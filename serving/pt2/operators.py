@@ -24,21 +24,25 @@ _OTHERS = frozenset(
     + [f"torch.ops.higher_order.{name}" for name in _GRAPHS.split()]
 )
 _PRIVATE = (
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async _assert_scalar _assert_tensor_metadata _batch_norm_no_update "
-    "_cast_Float _cdist_forward _conj _convolution _convolution_mode _embedding_bag _embedding_bag_forward_only _fft_c2c "
-    "_fft_c2r _fft_r2c _functional_assert_async _functional_assert_scalar _is_all_true _is_any_true _local_scalar_dense "
-    "_log_softmax _logcumsumexp _masked_scale _native_batch_norm_legit _native_batch_norm_legit_functional "
-    "_native_batch_norm_legit_no_training _native_multi_head_attention _neg_view _pad_circular _pad_enum _pdist_forward "
-    "_prelu_kernel _reshape_alias _safe_softmax _scaled_dot_product_attention_math _scaled_dot_product_flash_attention_for_cpu "
-    "_scaled_mm _shape_as_tensor _softmax _stack _to_copy _transformer_encoder_layer_fwd _trilinear _unique2 _unsafe_view "
-    "_upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d "
-    "_upsample_nearest_exact3d _weight_norm _weight_norm_interface __and__ __or__ __xor__ __lshift__ __rshift__"
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async _assert_scalar _assert_tensor_metadata _cast_Float "
+    "_cdist_forward _conj _convolution _convolution_mode _functional_assert_async _functional_assert_scalar "
+    "_is_all_true _is_any_true _local_scalar_dense _log_softmax _logcumsumexp _masked_scale "
+    "_native_batch_norm_legit_no_training _neg_view _pad_circular _pad_enum _prelu_kernel _safe_softmax "
+    "_shape_as_tensor _softmax _stack _to_copy _trilinear _unique2 _unsafe_view _upsample_bicubic2d_aa "
+    "_upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "_weight_norm _weight_norm_interface __and__ __or__ __xor__ __lshift__ __rshift__"
 )
 _LISTED = frozenset(_PRIVATE.split())
 #: Memory of others, files, storages, and packed weights that are pointers.
 _NEVER = re.compile(
     r"empty|new_empty|resize|set_$|set_data|from_file|save|fbgemm|mkldnn|miopen|cudnn|quantized|sparse|nested|csr|csc|bsr|bsc|"
     r"record_stream|is_pinned|pin_memory|rename|names?$|align_|backward|retain_grad|requires_grad|ctc_loss"
+)
+#: What reads, or writes, beyond its tensors when their sizes do not fit each other, or divides by one that is zero. Of those
+#: that honest networks need, `serving.pt2.fitting` looks at the sizes.
+_TRUSTING = re.compile(
+    r"native_batch_norm|batch_norm_update_stats|embedding_bag|fused_moving_\w+|choose_qparams_\w+|promote_types|range|"
+    r"lu_unpack|combinations|slow_conv\w*|thnn_conv\w*"
 )
 _TYPE = re.compile(r"(Optional\[|List\[)*(Tensor|int|bool|float|number|complex|Device|Generator|str)\]*")
 _CHOICES = (
@@ -59,6 +63,8 @@ def is_operator(name: str) -> bool:
 
 def _computes(name: str, overload: str) -> bool:
     if (name.startswith("_") and name not in _LISTED) or _NEVER.search(name) or "out" in overload.lower():
+        return False
+    if _TRUSTING.fullmatch(name) or (name.endswith("_aa") and overload != "vec") or overload == "data":
         return False
     operator = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(operator, torch._ops.OpOverload) or operator.name() not in _on_tensors():

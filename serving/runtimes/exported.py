@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from registry.errors import InvalidModel
+from serving.pt2.fitting import fitted
 
 log = logging.getLogger("headway.pytorch")
 #: PyTorch's loader keeps what it does in a global, and fails if a second one begins meanwhile.
@@ -46,7 +47,7 @@ def load_exported(file: Path, device: torch.device) -> tuple[Any, BatchSize]:
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
-        return program.module(), batch_size(program)
+        return fitted(program.module()), batch_size(program)
     finally:
         _alone.release()
 

@@ -29,11 +29,13 @@ from torch import nn  # noqa: E402
 from torch.export import Dim, export, save  # noqa: E402
 
 from serving.pt2.archive import broken, code_in  # noqa: E402
+from serving.pt2.fitting import fitted  # noqa: E402
 from serving.pt2.operators import is_operator  # noqa: E402
 from serving.runtimes.exported import load_exported  # noqa: E402
 
 Program = dict[str, Any]
 Change = Callable[[Program, str], None]
+aten = torch.ops.aten
 
 
 @pytest.fixture
@@ -294,11 +296,67 @@ def test_the_grammar_of_guards(text: str, fits: bool) -> None:
         ("torch.ops.aten.empty.memory_format", False), ("torch.ops.higher_order.call_torchbind", False),
         ("torch.ops.aten.add.__class__", False), ("torch.ops.aten.segment_reduce.default", False), ("#evil:op", False),
         ("torch.ops.other.op.default", False), ("torch.ops.aten.manual_seed.default", False),
+        ("torch.ops.aten._reshape_alias.default", False), ("torch.ops.aten._fft_c2r.default", False),
+        ("torch.ops.aten.native_batch_norm.default", False), ("torch.ops.aten.embedding_bag.padding_idx", False),
+        ("torch.ops.aten.promote_types.default", False), ("torch.ops.aten.lstm.data", False), ("torch.ops.aten.lstm.input", True),
+        ("torch.ops.aten._upsample_bilinear2d_aa.default", False), ("torch.ops.aten._upsample_bilinear2d_aa.vec", True),
     ],
 )  # fmt: skip
 def test_the_operators_compute_and_do_nothing_else(name: str, fits: bool) -> None:
     """No file, no object, no memory of others, no index that is not checked."""
     assert is_operator(name) is fits
+
+
+FAR = 100_000
+#: Operators with sizes that do not fit each other: two ended the process, attention answered what lay in memory after its values.
+UNFIT: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "attention": (aten.scaled_dot_product_attention, (torch.rand(1, 1, 2, 8), torch.rand(1, 1, FAR, 8), torch.rand(1, 1, 2, 8))),
+    "no keys": (aten.scaled_dot_product_attention, (torch.rand(2, 4, 3, 8), *[torch.rand(2, 0, 3, 8)] * 2)),
+    "batch norm": (
+        aten._native_batch_norm_legit_no_training, (torch.rand(1, FAR), *[torch.rand(1)] * 4, 0.1, 1e-5)
+    ),
+    "weight norm": (aten._weight_norm, (torch.rand(FAR, 2), torch.rand(1, 1), 0)),
+    "weight norm and lengths": (aten._weight_norm_interface, (torch.rand(FAR, 2), torch.rand(1, 1), 0)),
+}  # fmt: skip
+
+
+@pytest.mark.audit("25")
+@pytest.mark.parametrize("name", UNFIT)
+def test_operators_whose_sizes_do_not_fit_are_an_error(name: str) -> None:
+    """They are compared before the operator is called, which would not compare them."""
+    operator, given = UNFIT[name]
+    graph = torch.fx.Graph()
+    inputs = [graph.placeholder(f"x{i}") if isinstance(x, torch.Tensor) else x for i, x in enumerate(given)]
+    graph.output(graph.call_function(operator.default, tuple(inputs)))
+    network = fitted(torch.fx.GraphModule(nn.Module(), graph))
+    with pytest.raises(RuntimeError, match="do not fit each other"):
+        network(*[x for x in given if isinstance(x, torch.Tensor)])
+
+
+class Normalized(nn.Module):
+    """What is looked at before it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Any) -> Any:
+        y = self.norm(self.one(x))
+        return nn.functional.scaled_dot_product_attention(y, y, x)
+
+
+@pytest.mark.audit("25")
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_operators_whose_sizes_are_compared_answer_the_same(tmp_path: Path, decomposed: bool) -> None:
+    """Attention, batch norms and weight norms of an honest network."""
+    network, x = Normalized().eval(), torch.rand(2, 3, 8)
+    program = export(network, (x,))
+    save(program.run_decompositions() if decomposed else program, tmp_path / "model.pt2")
+    loaded, _ = load_exported(tmp_path / "model.pt2", torch.device("cpu"))
+    assert list(code_in(tmp_path / "model.pt2")) == []
+    assert torch.allclose(loaded(x), network(x), atol=1e-6)
+    assert "serving_pt2_fitting" in loaded.code
 
 
 def squared(program: Program, code: str) -> None:
