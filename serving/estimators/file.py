@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, ZipInfo
 
 from registry.errors import InvalidModel
+from serving.archives import FREE
 from serving.estimators.layout import Layout, Parts, survey
 from serving.estimators.native import native_reasons
 from serving.estimators.rules import rule_reasons
@@ -58,12 +59,26 @@ def _read(file: Path) -> Any:
     from skops.io._audit import get_tree
     from skops.io._utils import read_schema
 
-    with ZipFile(file) as archive:
+    with _Members(file) as archive:
         schema, context = read_schema(archive)
         root, parts = get_tree(schema, context, trusted=None), Parts()
         if parts.count(root) > archive.getinfo("schema.json").file_size or parts.inside:
             raise InvalidModel("the skops file describes more than it holds")
         return root
+
+
+class _Members(ZipFile):
+    """Each is read for every part that names it: one of a megabyte, named ten thousand times, would be ten gigabytes."""
+
+    left: int | None = None
+
+    def read(self, name: str | ZipInfo, pwd: bytes | None = None) -> bytes:
+        """A member. Raises InvalidModel once more was read than there is, with something to spare."""
+        left = sum(member.file_size for member in self.infolist()) + FREE if self.left is None else self.left
+        self.left = left - (name if isinstance(name, ZipInfo) else self.getinfo(name)).file_size
+        if self.left < 0:
+            raise InvalidModel("the skops file names its arrays over and over")
+        return super().read(name, pwd)
 
 
 def _refuse(what: str, reasons: Iterator[str] | list[str], joined: str = "; ") -> None:

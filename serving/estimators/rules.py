@@ -17,6 +17,9 @@ from serving.estimators import trees, vectors, words
 from serving.estimators.layout import Layout
 
 MOST_DEGREE, MOST_POWERS, MOST_ROUNDS = 100, 1_000_000, 100_000
+#: Numbers of one row's answer, which are allocated as an estimator says, and for a batch at once.
+MOST_ANSWERS = 100_000
+_ANSWERS = ("n_classes_", "n_outputs_", "n_trees_per_iteration_")
 
 
 def rule_reasons(layout: Layout) -> Iterator[str]:
@@ -24,6 +27,7 @@ def rule_reasons(layout: Layout) -> Iterator[str]:
     for node, _ in layout.objects:
         made = node.construct()
         yield from _overriding(made)
+        yield from _answers(vars(made))
         yield from RULES.get(node.class_name, _no_rule)(made)
         _settle(made)
 
@@ -38,6 +42,13 @@ def _overriding(made: Any) -> Iterator[str]:
         if name.startswith("__") or (hasattr(kind, name) and not free):
             yield f"{kind.__name__} sets {name[:40]}, which is its class's"
             return
+
+
+def _answers(held: dict[str, Any]) -> Iterator[str]:
+    for name in _ANSWERS:
+        said = np.asarray(held.get(name, 0))
+        if said.dtype.kind not in "iu" or np.abs(said).sum(dtype=float) > MOST_ANSWERS:
+            yield f"its {name} is beyond {MOST_ANSWERS}"
 
 
 def _settle(made: Any) -> None:
@@ -62,14 +73,14 @@ def _polynomial(made: Any) -> Iterator[str]:
             yield f"PolynomialFeatures has a {key} beyond {most}"
 
 
-def _rounds(*names: str) -> Callable[[Any], Iterator[str]]:
-    """A transform that searches: how long, it says itself."""
+def _rounds(*names: str, most: int = MOST_ROUNDS) -> Callable[[Any], Iterator[str]]:
+    """A transform that searches, or repeats itself: how long, it says itself."""
 
     def rule(made: Any) -> Iterator[str]:
         for name in names:
             said = vars(made).get(name)
-            if not (said is None or (isinstance(said, int) and said <= MOST_ROUNDS)):
-                yield f"{type(made).__name__} has a {name} beyond {MOST_ROUNDS}"
+            if not (said is None or (isinstance(said, int) and said <= most)):
+                yield f"{type(made).__name__} has a {name} beyond {most}"
 
     return rule
 
@@ -117,6 +128,7 @@ RULES: dict[str, Callable[[Any], Iterator[str]]] = {
     "FeatureAgglomeration": _agglomeration,
     "PatchExtractor": _patches,
     "LatentDirichletAllocation": _rounds("max_doc_update_iter"),
+    "AdditiveChi2Sampler": _rounds("sample_steps", most=MOST_DEGREE),
     "NMF": _rounds("max_iter"),
     "MiniBatchNMF": _rounds("max_iter", "_transform_max_iter"),
     **dict.fromkeys(

@@ -82,6 +82,8 @@ def support_vectors(estimator: Any) -> Iterator[str]:
     width = width_of(estimator)
     if scipy.sparse.issparse(vectors) != bool(sparse) or scipy.sparse.issparse(dual) != bool(sparse):
         yield "support vectors are sparse in part"
+    if sparse and not vectors.format == dual.format == "csr":
+        yield "sparse support vectors are not in rows"
     if width is None or (kernel != "precomputed" and vectors.shape[1] != width):
         yield "support vectors have other columns than their estimator"
     if kernel == "precomputed" and (sparse or not _precomputed(held)):

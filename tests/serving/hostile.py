@@ -24,7 +24,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
-from sklearn.dummy import DummyClassifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import (
     GradientBoostingClassifier,
     GradientBoostingRegressor,
@@ -32,6 +32,7 @@ from sklearn.ensemble import (
     RandomForestClassifier,
 )
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
+from sklearn.kernel_approximation import AdditiveChi2Sampler
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KernelDensity, KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -128,19 +129,26 @@ def other_rows(**changed: Any) -> Any:
 
 def twice(depth: int = 40) -> bytes:
     """A pipeline that holds the one below it twice, and so on: 2⁴⁰ steps in a few kB. skops finds the second by its number."""
-    with zipfile.ZipFile(
-        io.BytesIO(skops.io.dumps(make_pipeline(StandardScaler(), StandardScaler()).fit(X)))
-    ) as archive:
-        schema, files = json.loads(archive.read("schema.json")), {n: archive.read(n) for n in archive.namelist()}
+    schema, files = unzipped(skops.io.dumps(make_pipeline(StandardScaler(), StandardScaler()).fit(X)))
     inner, steps = None, schema["content"]["content"]["steps"]["content"]
     for level in range(depth):
         if inner is not None:
             steps[0]["content"][1], steps[1]["content"][1] = inner, {"__id__": inner["__id__"]}
         # Each level is an object of its own, with parts of its own.
         inner = json.loads(re.sub(r'"__id__": (-?\d+)', rf'"__id__": \g<1>{level:02}', json.dumps(schema)))
-    files["schema.json"] = json.dumps(inner | {key: schema[key] for key in ("protocol", "_skops_version")}).encode()
-    with zipfile.ZipFile(written := io.BytesIO(), "w") as archive:
-        for name, content in files.items():
+    return zipped(inner | {key: schema[key] for key in ("protocol", "_skops_version")}, files)
+
+
+def unzipped(file: bytes) -> tuple[Any, dict[str, bytes]]:
+    """What a skops file describes, and all its members."""
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        return json.loads(archive.read("schema.json")), {n: archive.read(n) for n in archive.namelist()}
+
+
+def zipped(schema: Any, files: dict[str, bytes]) -> bytes:
+    """A skops file of another description and the same members."""
+    with zipfile.ZipFile(written := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**files, "schema.json": json.dumps(schema).encode()}.items():
             archive.writestr(name, content)
     return written.getvalue()
 
@@ -220,6 +228,12 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "pipeline: itself over and over": twice,
     "random: beyond its numbers": lambda: generator(FAR),
     "function: trains": lambda: FunctionTransformer(_trainer(), kw_args={"sample_weight": np.ones(1)}),
+    "forest: classes without number": lambda: set_on(RandomForestClassifier(2).fit(X, LABELS), n_classes_=2**24),
+    "dummy: outputs without number": lambda: set_on(DummyRegressor().fit(X, NUMBERS), n_outputs_=2**27),
+    "histogram: prepared by a mean": lambda: _prepared(),
+    "svc: sparse vectors in columns": lambda: _sparse_svc(),
+    "chi-squared: steps without end": lambda: set_on(AdditiveChi2Sampler(sample_interval=0.5).fit(X), sample_steps=10**9),
+    "array: one for ten thousand": lambda: _named_over_and_over(),
     "method of the class": lambda: set_on(SVC().fit(X, LABELS), _impl="epsilon_svr"),
 }  # fmt: skip
 _TEXT = {name for name in HOSTILE if name.startswith("text")}
@@ -239,6 +253,29 @@ def _forest() -> Any:
     state["nodes"]["right_child"][0] = FAR
     forest.estimators_[1].tree_.__setstate__(state)
     return forest
+
+
+def _prepared() -> Any:
+    """Trees that ask for the third column, where what prepares the rows leaves two."""
+    rows = np.column_stack([np.arange(80) % 4, X[:, :2]])
+    model = HistGradientBoostingRegressor(max_iter=1, categorical_features=[0]).fit(rows, NUMBERS)
+    set_on(model._preprocessor.transformers_[1][1], func=np.mean, kw_args={"axis": 1, "keepdims": True})
+    return model
+
+
+def _sparse_svc() -> Any:
+    """Rows are looked up where three columns have their places."""
+    model = SVC(kernel="linear").fit(scipy.sparse.csr_matrix(X), LABELS)
+    return set_on(model, support_vectors_=scipy.sparse.csc_matrix(model.support_vectors_))
+
+
+def _named_over_and_over() -> bytes:
+    """An array of 40 MB, 40 kB in the archive, that is read for each of a hundred parts."""
+    model = set_on(LinearRegression().fit(X, NUMBERS), coef_=[np.zeros(5_000_000)])
+    schema, files = unzipped(skops.io.dumps(model))
+    parts = schema["content"]["content"]["coef_"]["content"]
+    parts[:] = [{**parts[0], "__id__": -i} for i in range(1, 101)]
+    return zipped(schema, files)
 
 
 def _gradient(change: Callable[[Any], Any]) -> Any:
