@@ -29,6 +29,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(flo
 _DOMAINS, _ELSEWHERE = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}), frozenset({"PythonOp", "EPContext"})
 _PLAIN = re.compile(r"[\w .@+=,/-]+")
 MOST_THREADS = 256
+MOST_NODES, DEEPEST = 1_000_000, 64
 _LABELS = ("tensor(int64)", "tensor(string)")
 
 
@@ -164,8 +165,11 @@ def onnx_reasons(model: MLmodel) -> Iterator[str]:
     if file is None:
         yield "the MLmodel file names a model file that is not in the version's folder"
         return
+    if file.suffix != ".onnx":  # by their names, onnxruntime and the parser here would read it as two different things
+        yield "the MLmodel file names a model file that is no .onnx"
+        return
     try:
-        graph = onnx.load(str(file), load_external_data=False)
+        graph = onnx.load(str(file), format="protobuf", load_external_data=False)
         places = {
             entry.value
             for tensor in _of(graph, onnx.TensorProto)
@@ -177,9 +181,32 @@ def onnx_reasons(model: MLmodel) -> Iterator[str]:
         return
     if any(not _PLAIN.fullmatch(place) or not _within(model, file.parent / place) for place in places):
         yield "the onnx file names data that is not in the version's folder"
+    if not _ends(graph):
+        yield f"the onnx file has functions that come to more than {MOST_NODES} nodes, or lie in each other {DEEPEST} deep"
     foreign = _foreign(graph)
     if foreign:
         yield f"the onnx file has operators that are not onnxruntime's own: {', '.join(foreign)[:200]}"
+
+
+def _ends(graph: Any) -> bool:
+    """Whether its functions, which onnxruntime writes out where they are called, are few nodes in sum, and not deep in each
+    other: it ends the process for a chain of twenty thousand, and never ends for thirty that each call the next one twice."""
+    bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _of(f, onnx.NodeProto)] for f in graph.functions}
+    known: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def written(called: list[tuple[str, str]], above: int) -> tuple[int, int]:
+        """How many nodes, and how deep."""
+        if above > DEEPEST:
+            return MOST_NODES + 1, 0
+        for name in called:
+            if name in bodies and name not in known:
+                known[name] = MOST_NODES + 1, 0  # for one that calls itself
+                known[name] = written(bodies[name], above + 1)
+        parts = [known.get(name, (1, 0)) for name in called]
+        return sum(nodes for nodes, _ in parts), 1 + max((deep for _, deep in parts), default=0)
+
+    nodes, deep = written([(n.domain, n.op_type) for n in _of(graph.graph, onnx.NodeProto)], 0)
+    return nodes <= MOST_NODES and deep <= DEEPEST
 
 
 def _foreign(graph: Any) -> list[str]:

@@ -149,3 +149,70 @@ def test_a_graph_may_not_name_memory_as_its_data(spot: Spot) -> None:
     assert list(onnx_reasons(read_mlmodel(spot.model))) == [
         "the onnx file names data that is not in the version's folder"
     ]
+
+
+def functions(calls: list[list[str]]) -> Any:
+    """A graph of functions `f0`, `f1`, …, each of which calls others by name; `Abs` is onnxruntime's."""
+    import onnx
+
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("own", 1)]
+
+    def nodes(called: list[str]) -> list[Any]:
+        names = ["x", *(f"v{i}" for i in range(1, len(called))), "y"]
+        return [
+            onnx.helper.make_node(name, [a], [b], domain="" if name == "Abs" else "own")
+            for name, a, b in zip(called, names[:-1], names[1:], strict=True)
+        ]
+
+    bodies = [onnx.helper.make_function("own", f"f{i}", ["x"], ["y"], nodes(c), opsets) for i, c in enumerate(calls)]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, 3]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes(["f0"]), "g", values[:1], values[1:])
+    return onnx.helper.make_model(graph, functions=bodies, opset_imports=opsets, ir_version=9)
+
+
+FUNCTIONS = {
+    "deep": [[f"f{i + 1}"] for i in range(20_000)] + [["Abs"]],
+    "doubled": [[f"f{i + 1}"] * 2 for i in range(30)] + [["Abs"]],
+    "deep, from below": [[f"f{i}" for i in range(100, 0, -1)]] + [[f"f{i + 1}"] for i in range(1, 100)] + [["Abs"]],
+    "itself": [["f0", "f0"]],
+}
+
+
+@pytest.mark.audit("26")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_a_graph_that_come_to_too_much_are_refused(spot: Spot, name: str) -> None:
+    """onnxruntime writes them out where they are called: a deep chain ended the process, a doubled one never ended."""
+    pytest.importorskip("onnxruntime")
+    from serving.runtimes.onnx import onnx_reasons
+    from tests.serving.test_onnx import linear, save
+
+    save(spot, linear())
+    (spot.model / "model.onnx").write_bytes(functions(FUNCTIONS[name]).SerializeToString())
+    assert any("functions that come to more" in reason for reason in onnx_reasons(read_mlmodel(spot.model)))
+
+
+@pytest.mark.audit("1")
+def test_functions_of_a_graph_may_call_each_other(spot: Spot) -> None:
+    """As exporters write them."""
+    pytest.importorskip("onnxruntime")
+    from serving.runtimes.onnx import onnx_reasons
+    from tests.serving.test_onnx import linear, save
+
+    save(spot, linear())
+    honest = functions([["f1", "f2"], ["f2", "Abs"], ["Abs"]])
+    (spot.model / "model.onnx").write_bytes(honest.SerializeToString())
+    assert list(onnx_reasons(read_mlmodel(spot.model))) == []
+
+
+@pytest.mark.audit("1")
+@pytest.mark.parametrize("name", ["model.textproto", "model.json", "model.ort"])
+def test_a_graph_is_named_as_one(spot: Spot, name: str) -> None:
+    """By such names the parser reads text, or onnxruntime another format: what is checked would not be what is run."""
+    pytest.importorskip("onnxruntime")
+    from serving.runtimes.onnx import onnx_reasons
+    from tests.serving.test_onnx import linear, save
+
+    save(spot, linear())
+    (spot.model / "model.onnx").rename(spot.model / name)
+    rewrite(spot.model, lambda document: document["flavors"]["onnx"].update(data=name))
+    assert list(onnx_reasons(read_mlmodel(spot.model))) == ["the MLmodel file names a model file that is no .onnx"]
