@@ -51,6 +51,15 @@ CASES = (
     Case("a version that does not exist: nothing is loaded, and nothing is aspired to", ready("a", "0x60"), 6, (SERVING,)),
     Case("not for a start that takes a few minutes", ready("a", "0x3 1x60"), 4, ()),
     Case("one of two pods is enough", {**ready("a", "0x60"), **ready("b", "1x60")}, 30, ()),
+    Case(
+        "the stable service's pods serve nothing, and the canary's do",
+        {
+            f'headway_model_ready{{{FOR},pod="a",serving_kserve_io_inferenceservice="stable"}}': "1x10 0x50",
+            f'headway_model_ready{{{FOR},pod="b",serving_kserve_io_inferenceservice="canary"}}': "1x60",
+        },
+        17,
+        (SERVING,),
+    ),
     Case("no pod is left", ready("a", "1x10 _x50"), 22, (SERVING,)),
     Case("and it does not resolve by that", ready("a", "1x10 _x400"), 300, (SERVING,)),
     Case("a pod was replaced", {**ready("a", "1x10 _x50"), **ready("b", "_x10 1x50")}, 30, ()),
@@ -66,6 +75,12 @@ CASES = (
          **stale("a", "0+60x9 _x50"), **stale("b", "_x10 0+60x12 _x50")},
         18,
         (SILENT,),
+    ),
+    Case(
+        "not for a registry that comes up a few minutes after the first server",
+        {**polls("a", "error", "0+6x5 30x55"), **polls("a", "ok", "0x5 1+6x55"), **stale("a", "0+60x5 5x55")},
+        4,
+        (),
     ),
     Case("the pod that waits longest counts", {**stale("a", "0+60x60"), **stale("b", "_x17 0+60x60"), **ready("a", "1x60")}, 20, (SILENT,)),
     Case("one answer within a quarter of an hour is one", {**polls("a", "error", "0+1x60"), **polls("a", "ok", "0x10 1x50")}, 20, ()),
