@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from serving.calls import STAGES, Call, Reply
@@ -31,9 +30,9 @@ class Response:
         self.status, self.body, self.headers = status, body, list(headers)
 
 
-def question(target: Target, head: Head, body: bytes) -> tuple[Call, V1Request | V2Request]:
-    """What the data plane is asked by a request that has just been read, and unpacked. Raises BadRequest."""
-    received, timeout = time.monotonic(), head.timeout()
+def question(target: Target, head: Head, body: bytes, received: float) -> tuple[Call, V1Request | V2Request]:
+    """What the data plane is asked by a request that was `received` then, and is unpacked. Raises BadRequest."""
+    timeout = head.timeout()
     request = V1Request(body) if target.v1 else V2Request(body, head.headers.get(b"inference-header-content-length"))
     return Call(target.model, target.version, target.label, head.request_id, received, timeout), request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
@@ -27,14 +28,15 @@ class ClientGone(Exception):
 class Exchange(Head):
     """One HTTP request: its route's parts, its headers, and its body, read once and bounded.
 
-    What it holds of the `room` it gives back by `release`. `surplus` says that there are too many clients, `asked` that a model has the request.
+    What it holds of the `room` it gives back by `release`. `surplus` says that there are too many clients, `asked` that a model has the request;
+    `received` is monotonic seconds at the last byte of the body, where that is read.
     """
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, room: Room) -> None:
         super().__init__(dict(scope["headers"]), limit)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.asked = False
+        self.asked, self.received = False, time.monotonic()
         self.surplus = SURPLUS in scope.get("state", ())
         self._receive, self._room, self._held = receive, room, 0
         self._unread = b"content-length" in self.headers or b"transfer-encoding" in self.headers
@@ -46,8 +48,13 @@ class Exchange(Head):
         self.check_length()
         body = await self._next()
         self._held = self._room.grow(self._held, len(body))
-        if not self._unread and len(body) <= self.limit:
-            return body
+        if self._unread or len(body) > self.limit:
+            body = await self._rest(body)
+        self.received = time.monotonic()
+        return body
+
+    async def _rest(self, body: bytes) -> bytes:
+        """All of it, of which one piece has been read."""
         chunks, size = [body], len(body)
         while size <= self.limit and self._unread:
             chunks.append(await self._next())

@@ -149,7 +149,7 @@ class Http(Routes):
 
     async def _answer(self, exchange: Exchange, scope: Scope, send: Send) -> None:
         target = target_of_path(exchange.path) if exchange.method == "POST" and exchange.is_cloud_event else None
-        if target is not None and target.v1:
+        if target is not None and target.v1 and not exchange.surplus:
             await self._cloud_event(target, exchange, scope, send)
         else:
             await super()._answer(exchange, scope, send)
@@ -198,7 +198,8 @@ class Http(Routes):
         target = target_of_path(exchange.path)
         assert target is not None
         exchange.check_content()
-        call, request = question(target, exchange, await exchange.unpacked())
+        body = await exchange.unpacked()
+        call, request = question(target, exchange, body, exchange.received)
         exchange.asked = True
         reply = await exchange.unless_gone(self._plane.infer(call, request))
         self.room.check(len(reply.payload))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -124,10 +125,10 @@ class Inference(Head):
         self._held = 0
 
     def _ask(self) -> None:
-        body, self._body = bytes(self._body), b""
+        received, body, self._body = time.monotonic(), bytes(self._body), b""
         inflating = self.inflating()
         if inflating is None:
-            self._start(body)
+            self._start(body, received)
             return
         try:
             unpacked = inflating.begin(body)
@@ -135,12 +136,12 @@ class Inference(Head):
             self._refuse(error)
             return
         if unpacked is not None:
-            self._start(unpacked)
+            self._start(unpacked, received)
             return
         self._inflating = self._protocol.loop.run_in_executor(POOL, inflating.finish)
-        self._inflating.add_done_callback(self._inflated)
+        self._inflating.add_done_callback(partial(self._inflated, received))
 
-    def _inflated(self, inflating: asyncio.Future[bytes]) -> None:
+    def _inflated(self, received: float, inflating: asyncio.Future[bytes]) -> None:
         self._inflating = None
         if inflating.cancelled() or self.disconnected:
             return
@@ -150,11 +151,11 @@ class Inference(Head):
         except Exception as error:  # noqa: BLE001  the request boundary: every error becomes an answer
             self._refuse(error)
             return
-        self._start(body)
+        self._start(body, received)
 
-    def _start(self, body: bytes) -> None:
+    def _start(self, body: bytes, received: float) -> None:
         try:
-            call, request = question(self._target, self, body)
+            call, request = question(self._target, self, body, received)
             flight = self._protocol.plane.start(call, request, partial(self._done, request))
             if not self.response_started:
                 self._flight = flight

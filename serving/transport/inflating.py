@@ -27,7 +27,8 @@ class Inflating:
     def begin(self, body: bytes) -> bytes | None:
         """The whole of it, if it is short."""
         self._unpacked = self._more(body, min(SHORT, self._limit + 1))
-        return None if len(self._unpacked) == SHORT and not self._member.eof else self._whole()
+        more = len(self._unpacked) == SHORT <= self._limit and not self._member.eof
+        return None if more else self._whole()
 
     def finish(self) -> bytes:
         """The whole of it. Blocks, without the interpreter's lock: call it in a thread."""

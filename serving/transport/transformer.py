@@ -49,7 +49,6 @@ class TransformerHttp(Routes):
 
     async def _infer(self, exchange: Exchange, parts: dict[str, str]) -> Response:
         """V1 and V2; a client that hangs up cancels its request, to the predictor too."""
-        began = time.monotonic()
         try:
             answer = await self._answered(exchange)
         except ClientGone:
@@ -57,9 +56,9 @@ class TransformerHttp(Routes):
         except Exception as error:
             self._count(exchange, error)
             if isinstance(error, DeadlineExceeded):
-                self._time(504, time.monotonic() - began)
+                self._time(504, time.monotonic() - exchange.received)
             raise
-        self._time(answer.status, time.monotonic() - began)
+        self._time(answer.status, time.monotonic() - exchange.received)
         return answer
 
     def _time(self, status: int, seconds: float) -> None:
@@ -117,7 +116,7 @@ class TransformerHttp(Routes):
 
     def _deadline(self, exchange: Exchange) -> float | None:
         wishes = [each for each in (exchange.timeout(), self._timeout) if each is not None]
-        return time.monotonic() + min(wishes) if wishes else None
+        return exchange.received + min(wishes) if wishes else None
 
 
 def _response(answer: Answered, note: str) -> Response:

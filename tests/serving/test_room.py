@@ -158,9 +158,10 @@ async def test_connections_are_bounded(lane: str) -> None:
     async with listening(lane, connections=2) as server:
         kept = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
         await server.until(lambda: len(server.state.connections) == 2)
-        ((status, headers, body),) = answers(await server.say(sized(GOOD)))
-        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
-        assert list(json.loads(body)) == ["error"]
+        for asked in (sized(GOOD), sized(GOOD, "ce-specversion: 1.0", "ce-id: 1", "ce-source: x", "ce-type: x")):
+            ((status, headers, body),) = answers(await server.say(asked))
+            assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+            assert list(json.loads(body)) == ["error"]
         for path in ("/health", "/health/live", "/v2/health/live", "/", "/ready"):
             ((status, headers, _),) = answers(await server.say(request(method="GET", path=path)))
             assert status in (200, 503 if path == "/ready" else 200)
