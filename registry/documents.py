@@ -12,6 +12,9 @@ from registry.errors import InvalidModel
 #: Bytes of a file, and what its values may come to when each alias is written out.
 LONGEST, EXPANDED = 8 << 20, 16 << 20
 DEEPEST, NODES = 64, 20_000
+#: Of a number or a date. YAML also knows numbers to the base of sixty, `1:30:00`, which take as long as their length squared.
+LONGEST_NUMBER = 128
+_NUMBERS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 
 
 def read_yaml(path: Path) -> Any:
@@ -44,6 +47,8 @@ class _Bounded(yaml.SafeLoader):
             self._count(*self._cost.get(id(node), (NODES, 0)))  # none is known of a node that holds itself
         elif isinstance(node, yaml.ScalarNode):
             self._count(0, len(node.value))
+            if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+                raise InvalidModel(f"the MLmodel file has a number of more than {LONGEST_NUMBER} digits")
         if not alias:
             self._cost[id(node)] = (self._nodes - before[0], self._came - before[1])
         return node

@@ -17,6 +17,8 @@ from serving.pt2.fitting import fitted
 log = logging.getLogger("headway.pytorch")
 #: PyTorch's loader keeps what it does in a global, and fails if a second one begins meanwhile.
 _alone, LONGEST_WAIT = threading.Lock(), 600.0
+#: What filling up a short batch may take, in bytes. How many rows a network takes is what its file says.
+LARGEST_FILLED = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,12 @@ class BatchSize:
         return [slice(i, i + step) for i in range(0, rows, step)]
 
     def padded(self, chunk: torch.Tensor) -> torch.Tensor:
-        """The chunk with its last row repeated, if it is shorter than `least`."""
+        """The chunk with its last row repeated, if it is shorter than `least`. Raises InvalidModel for far too many rows."""
         lack = self.least - len(chunk)
+        if lack > 0 and self.least * chunk[:1].nbytes > LARGEST_FILLED:
+            raise InvalidModel(
+                f"the network takes no fewer than {self.least} rows, which are over {LARGEST_FILLED} bytes"
+            )
         return chunk if lack <= 0 else torch.cat([chunk, chunk[-1:].expand(lack, *chunk.shape[1:])])
 
 

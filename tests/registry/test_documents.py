@@ -37,6 +37,9 @@ BOMBS = {
     "length": "flavors: {}\nmetadata: " + "x" * LONGEST,
     "nodes": "flavors: {}\nmetadata: [" + "1," * 25_000 + "]",
     "a list that holds itself": "flavors: {}\nmetadata: &a [*a]",
+    "a number to the base of sixty": "flavors: {}\nmetadata: {a: 1" + ":1" * 2_000_000 + "}",
+    "a text that is called a number": "flavors: {}\nmetadata: {a: !!int '1" + ":1" * 2_000_000 + "'}",
+    "a fraction to the base of sixty": "flavors: {}\nmetadata: {a: 1" + ":1" * 200 + ".5}",
 }
 
 

@@ -93,6 +93,17 @@ def test_a_network_exported_for_a_range_of_batches_keeps_to_it() -> None:
     assert bounds(None, 16) == BatchSize(1, 16)
 
 
+@pytest.mark.audit("26")
+def test_a_batch_is_not_filled_up_with_gigabytes() -> None:
+    """How many rows a network takes at least stands in its file."""
+    from serving.runtimes.exported import BatchSize
+
+    row = torch.ones(1, 2)
+    assert len(BatchSize(least=1000).padded(row)) == 1000
+    with pytest.raises(InvalidModel, match="no fewer than 1000000000 rows"):
+        BatchSize(least=10**9).padded(row)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_device_that_is_not_there_fails_the_version(tmp_path: Path) -> None:
     """The reason names the setting; `auto` takes what there is."""
