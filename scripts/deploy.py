@@ -97,7 +97,8 @@ def _of_revisions(service: Service) -> Decision:
         return Wait(stale, newest.selector if newest else None)
     assert newest is not None
     if service.ready != newest.name or not newest.complete:
-        return Wait(f"revision {newest.name} (version {newest.version}) has its pods", newest.selector)
+        why = f": {newest.why_not}" if newest.why_not else ""
+        return Wait(f"revision {newest.name} (version {newest.version}) has its pods{why}", newest.selector)
     if service.percent is None and service.rolled_out != newest.name:
         return Wait(f"revision {newest.name} is rolled out", newest.selector)
     return Done(service.now)

@@ -10,6 +10,9 @@ def impossible(service: Service) -> Refuse | None:
     """What no verb can work with."""
     if refusal := not_knative(service):
         return refusal
+    if service.stopped:
+        why = f"InferenceService {service.name} is stopped: its annotation serving.kserve.io/stop keeps it without pods"
+        return Refuse(f"{why}. Next: remove that, and `status`.")
     return no_version(service.name) if service.env is None else None
 
 

@@ -68,6 +68,7 @@ class Service:
     previous: str
     traffic: tuple[Share, ...]
     revisions: tuple[Revision, ...]
+    stopped: bool = False
 
     # -- what follows ---------------------------------------------------------------------------------------------
 
@@ -155,6 +156,7 @@ def observe(service: Json, revisions: Sequence[Json]) -> Service:
         previous=known.get("previousRolledoutRevision", ""),
         traffic=tuple(map(_share, known.get("traffic", []))),
         revisions=tuple(own),
+        stopped=any(c["type"] == "Stopped" and c["status"] == "True" for c in status.get("conditions", [])),
     )
 
 

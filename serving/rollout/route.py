@@ -45,7 +45,7 @@ def widen(route: Route, percent: int, *, begun: bool) -> Decision:
 def promote(route: Route, *, begun: bool) -> Decision:
     """The canary's version into the stable service; when its pods are there, everything to that."""
     stable, canary = route.stable, route.canary
-    if begun and not canary.weight:
+    if not canary.weight and (begun or stable.version == canary.version):  # or it was cut off behind its last change
         return _settled(route) or Done(f"{_written(stable)} {route.now}")
     if refusal := _not_in_flight(route) or _unusable(route):
         return refusal

@@ -30,7 +30,7 @@ def _of_service(service: Service, cluster: Cluster) -> Iterator[str]:
     for gone in {each.revision for each in service.traffic} - {each.name for each in service.revisions}:
         yield f"{service.share(gone):>3} %  version unknown  {gone}  is gone"
     if stale := service.stale:
-        yield f"the controllers have not acted on the spec yet: not until {stale}"
+        yield f"not settled yet: it is when {stale}"
 
 
 def _roles(service: Service, revision: Revision) -> str:

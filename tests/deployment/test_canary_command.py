@@ -165,10 +165,7 @@ def test_status_says_why_a_revision_is_not_ready_and_what_is_stale() -> None:
         "pod p-1: CrashLoopBackOff",
     ]
     cluster.apply(patched(cluster.service(), percent(20)))
-    assert (
-        shown(cluster)[-1]
-        == "the controllers have not acted on the spec yet: not until the traffic is what the percent says"
-    )
+    assert shown(cluster)[-1] == "not settled yet: it is when the traffic is what the percent says"
 
 
 def test_status_by_a_route_says_what_is_served_and_not_what_is_wished() -> None:

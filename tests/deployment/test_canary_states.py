@@ -203,6 +203,14 @@ def test_without_knative_nobody_asks_for_revisions() -> None:
     assert "is in mode Standard" in "".join(status.lines(seen, kubectl))
 
 
+def test_a_stopped_service_is_named() -> None:
+    """It has no pods, and will have none."""
+    cluster = running("1")
+    cluster.service()["status"]["conditions"] = [{"type": "Stopped", "status": "True"}]
+    for words in (["start", "2", "10"], ["rollback"]):
+        assert "serving.kserve.io/stop" in session(cluster).refused(*words)
+
+
 def test_a_service_that_kserve_has_not_looked_at_is_in_no_mode() -> None:
     """There is neither an annotation nor a status."""
     cluster = running("1")

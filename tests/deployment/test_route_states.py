@@ -98,6 +98,14 @@ def test_the_stable_version_is_no_canary() -> None:
     assert one.model.patches == []
 
 
+@pytest.mark.audit("10")
+def test_a_promotion_can_be_typed_again_when_it_was_cut_off_behind_its_last_change() -> None:
+    """It says what to write down, as it would have."""
+    one = session(with_route(weight=10), ROUTE)
+    one.run("promote")
+    assert "Version 2 is the stable one. Write MODEL_VERSION" in one.run("promote")
+
+
 def test_a_service_with_a_model_has_no_version_to_move() -> None:
     """There are no containers to look at; it is said, by every verb that would move one."""
     cluster = with_route(weight=10)
