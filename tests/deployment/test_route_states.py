@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
 import pytest
 
 from serving.rollout import backends, route
+from serving.rollout.canary import Failed
 from serving.rollout.decisions import Decision, Done, Patch, Refuse, Wait
-from tests.deployment.acting import NAME, ROUTE, Model, session
+from tests.deployment.acting import NAME, ROUTE, Killed, Model, session
 from tests.deployment.clusters import with_route
 from tests.deployment.controller import Cluster, Json, version_of
 
@@ -178,3 +181,72 @@ def test_three_backends_are_no_canary() -> None:
     rule = cluster.objects[f"httproute/{ROUTE}"]["spec"]["rules"][-1]
     rule["backendRefs"].append(deepcopy(rule["backendRefs"][0]))
     assert "the stable service's, then the canary's" in session(cluster, ROUTE).refused("promote")
+
+
+# -- whatever happens -----------------------------------------------------------------------------------------------
+
+WORDS = [
+    "start 2 10",
+    "start 3 20",
+    "start 9 10",
+    "widen 50",
+    "widen 90",
+    "promote",
+    "rollback",
+    "rollback 1",
+    "rollback 9",
+]
+
+
+@pytest.mark.audit("12")
+@pytest.mark.parametrize("seed", range(100))
+def test_no_service_is_given_more_while_it_has_no_pod(seed: int) -> None:
+    """Whatever is typed, wherever it is cut off, whichever pods are gone; version 9 exists nowhere."""
+    dice = random.Random(seed)
+    cluster = with_route(stable="1", canary="1")
+    cluster.settle()
+    cluster.broken = ["9"]
+    one = session(cluster, ROUTE, timeout=20)
+    one.model.before_patch = lambda model: before.__setitem__(0, shares(model.cluster))
+    before = [shares(cluster)]
+    for _ in range(8):
+        cluster.dead = dice.random() < 0.1
+        one.model.after_patch = checking(before, dice.randrange(1, 6))
+        with suppress(Failed, Killed):
+            one.run(*dice.choice(WORDS).split())
+        if dice.random() < 0.2:
+            lose(cluster, dice.choice([STABLE, CANARY]))
+        for _ in range(dice.randrange(4)):
+            cluster.step()
+    refs = cluster.objects[f"httproute/{ROUTE}"]["spec"]["rules"][-1]["backendRefs"]
+    assert sum(each["weight"] for each in refs) == 100
+
+
+def shares(cluster: Cluster) -> dict[str, int]:
+    refs = cluster.objects[f"httproute/{ROUTE}"]["spec"]["rules"][-1]["backendRefs"]
+    return {each["name"]: each["weight"] for each in refs}
+
+
+def pods(cluster: Cluster, name: str) -> int:
+    sets = [each for key, each in cluster.objects.items() if key.startswith(f"replicaset/{name}-0")]
+    return sum(each["status"]["availableReplicas"] for each in sets)
+
+
+def lose(cluster: Cluster, name: str) -> None:
+    """All pods of a Deployment are gone, and its status says so."""
+    for key, each in cluster.objects.items():
+        if key.startswith(f"replicaset/{name}-0"):
+            each["status"]["availableReplicas"] = 0
+    cluster.objects[f"deployment/{name}"]["status"].update(updatedReplicas=0, availableReplicas=0, replicas=0)
+
+
+def checking(before: list[dict[str, int]], left: int) -> Any:
+    def after(model: Model) -> None:
+        nonlocal left
+        now = shares(model.cluster)
+        assert all(pods(model.cluster, name) for name in now if now[name] > before[0][name]), (before, now)
+        left -= 1
+        if left == 0:
+            raise Killed
+
+    return after
