@@ -70,11 +70,11 @@ def decode_parts(schema: InputSchema, parts: Iterable[list[Any]], keys: frozense
     """The same for rows that come a few at a time. Those that may bring keys are put together first."""
     if keys:
         return decode_instances(schema, list(chain.from_iterable(parts)), keys)
-    kinds: set[type] = set()
+    kinds: set[bool] = set()
     decoded: list[Partial] = []
     for rows in parts:
         decoded.append(decode_instances(schema, rows, keys))
-        kinds.add(type(rows[0]))
+        kinds.add(type(rows[0]) is dict)
     columns = list(zip(*[part.arrays or () for part in decoded], strict=True))
     if len(kinds) != 1 or any(len({array.shape[1:] for array in column}) != 1 for column in columns):
         raise BadRequest("Every instance must be of the same kind and shape.")

@@ -1,7 +1,8 @@
 """What clients make this process hold, in sum over all connections.
 
 A request's body counts from its coming in until its answer, an answer while its client does not take it. What is of
-64 KiB or less is neither counted nor refused: of that, `server.max_connections` bounds how much there can be.
+64 KiB or less is neither counted nor refused: of that, `server.max_connections` bounds how much there can be, and how
+little is read while requests of a connection wait for their turn.
 """
 
 from __future__ import annotations

@@ -72,6 +72,13 @@ def test_objects_in_slices_are_what_they_are(loaded: Loaded, rows: list[Any]) ->
     check_alike(V1Request, written({"instances": rows}), loaded)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_an_integer_that_is_no_double_stands_beside_integral_floats(dtype: str) -> None:
+    """Whichever of them a slice begins with."""
+    loaded = loaded_with(Tensor("x", dtype, (-1,)))
+    assert check_alike(V1Request, written({"instances": [2**53 + 1] + [1.0] * 9}), loaded) != "refused"
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from([DOUBLES, OPTIONAL, INTEGERS, BYTES]),
