@@ -1,6 +1,6 @@
 """A look at a large message of protobuf before it is parsed, which takes a second for what 14 MB can say of tensors.
 
-Only a ModelInferRequest's tensors are looked into. What is malformed is left to the parser.
+Only a ModelInferRequest's tensors, and the outputs that it selects, are looked into. What is malformed is left to the parser.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from serving.errors import BodyTooLarge
 MOST_FIELDS = 50_000
 #: Bytes of integers and booleans in typed contents, which are as many values at the most.
 MOST_TYPED_BYTES = 1_048_576
-_INPUTS, _SHAPE, _CONTENTS, _FP32 = 5, 3, 5, 6
+_INPUTS, _OUTPUTS, _SHAPE, _CONTENTS, _FP32 = 5, 6, 3, 5, 6
 _LENGTHS = {1: 8, 5: 4}
 _TEXT = 2
+#: The brackets of a group, which the parser takes and drops; what stands between them is looked at like the rest.
+_GROUPS = (3, 4)
 
 
 class _Budget:
@@ -39,6 +41,9 @@ def check_message(data: bytes) -> None:
         for number, start, end in _fields(data, 0, len(data), budget):
             if number == _INPUTS:
                 _check_tensor(data, start, end, budget)
+            elif number == _OUTPUTS:
+                for _ in _fields(data, start, end, budget):
+                    pass  # its parameters count
     except IndexError:
         return  # it ends within a field, as the parser will find
 
@@ -67,7 +72,7 @@ def _fields(data: bytes, at: int, end: int, budget: _Budget) -> Iterator[tuple[i
             at = _varint(data, at)[1]
         elif kind in _LENGTHS:
             at += _LENGTHS[kind]
-        else:
+        elif kind not in _GROUPS:
             raise IndexError
         yield tag >> 3, start, min(at, end)
 
