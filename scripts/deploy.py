@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -164,13 +165,13 @@ def apply(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
     rendered = kubectl.run("kustomize", str(folder))
     spaces = [part for part in rendered.split("\n---\n") if re.search(r"^kind: Namespace$", part, re.MULTILINE)]
-    print(f"+ kubectl apply -k {shown}", flush=True)
+    # kubectl takes no namespace beside one that an object names.
+    where = [] if re.search(r"^  namespace: ", rendered, re.MULTILINE) else ["-n", args.namespace]
+    print(f"+ {shlex.join(['kubectl', 'apply', '-k', str(shown), *where])}", flush=True)
     if args.dry_run:
         return []
     if spaces:
         kubectl.run("apply", "-f", "-", given="\n---\n".join(spaces))
-    # kubectl takes no namespace beside one that an object names.
-    where = [] if re.search(r"^  namespace: ", rendered, re.MULTILINE) else ["-n", args.namespace]
     found = json.loads(kubectl.run("apply", "-k", str(folder), "-o", "json", *where))
     return list(found["items"] if found["kind"] == "List" else [found])
 
@@ -285,6 +286,9 @@ def smoke(workload: Workload, url: str, flags: Sequence[str]) -> int:
 def deploy(args: argparse.Namespace) -> int:
     """All of it; the exit code."""
     objects = apply(args, folder_of(args.overlay))
+    if args.dry_run:
+        _err("# nothing was changed; without --dry-run it is applied, waited for, and asked for a prediction")
+        return 0
     made = workloads(objects, args.namespace)
     for workload in made:
         print(f"# {workload.kind}/{workload.name} in {workload.kubectl.namespace}", file=sys.stderr, flush=True)

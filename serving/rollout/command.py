@@ -79,12 +79,16 @@ def run(args: argparse.Namespace) -> int:
         else:
             Driver(canary, kubectl.shown, _out, _err, args.timeout, dry_run=args.dry_run).run(args.words)
     except (Failed, ClusterError, NoSplit) as error:
-        _err(str(error))
+        _err(f"{error}{_elsewhere(args) if 'NotFound' in str(error) else ''}")
         return 1
     except KeyboardInterrupt:
         _err("Stopped; what was changed stays. Next: `status`, or the same command again.")
         return 130
     return 0
+
+
+def _elsewhere(args: argparse.Namespace) -> str:
+    return f" (in namespace {args.namespace}; -n, --service and --route name others)"
 
 
 def _out(text: str) -> None:

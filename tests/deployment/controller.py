@@ -155,7 +155,7 @@ class Cluster:
         """The same for a weighted route over InferenceServices in Standard mode; weights that add up to 100."""
         shares: dict[str, int] = {}
         for backend in self.objects[f"httproute/{route}"]["spec"]["rules"][-1]["backendRefs"]:
-            [version] = self.shares(backend["name"].removesuffix("-predictor"))
+            version = next(iter(self.shares(backend["name"].removesuffix("-predictor"))), "")
             shares[version] = shares.get(version, 0) + backend.get("weight", 1)
         return {version: share for version, share in shares.items() if share}
 

@@ -85,7 +85,9 @@ def test_a_canary_by_a_route(shell: Shell) -> None:
 def test_who_is_missing_is_named(shell: Shell, tmp_path: Path) -> None:
     """No such InferenceService; no such route; no kubectl."""
     shell.begin(running("1"))
-    assert 'inferenceservices "other" not found' in shell.refused("--service", "other", "status")
+    assert 'inferenceservices "other" not found (in namespace headway; -n, --service' in shell.refused(
+        "--service", "other", "status"
+    )
     assert 'httproutes "other" not found' in shell.refused("--route", "other", "status")
     bare = tmp_path / "bin"
     bare.mkdir()

@@ -249,4 +249,5 @@ def test_a_dry_run_of_deploy_changes_nothing(shell: Shell) -> None:
     shell.begin(Cluster())
     code, said, calls = deploy(shell, "base", "--dry-run")
     assert (code, [call[0] for call in calls]) == (0, ["kustomize"])
-    assert said.startswith("+ kubectl apply -k kserve/base\n")
+    assert said.startswith("+ kubectl apply -k kserve/base\n# nothing was changed;")
+    assert "applied;" not in said
