@@ -63,7 +63,7 @@ expect() {
 }
 
 # The first string under a key, in an answer of ours: compact JSON.
-text_of() { sed -nE "s/.*\"$1\":\"([^\"]*)\".*/\1/p" <<<"$BODY" | head -n 1; }
+text_of() { awk -v key="\"$1\":\"" '(at = index($0, key)) { split(substr($0, at + length(key)), said, "\""); print said[1]; exit }' <<<"$BODY"; }
 
 # One input per line of the metadata in BODY: datatype, shape without the number of rows, and the name, which may hold spaces.
 inputs() {

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mlflow
@@ -100,6 +102,30 @@ def test_a_server_without_a_ready_model_fails(headway: Callable[..., Server], sh
     assert "models:/predictive_maintenance/99" in status
     assert "{" not in status
     assert "FAIL  metrics: predictive_maintenance is loaded: HTTP 200: the answer does not say so" in lines
+
+
+@pytest.mark.audit("13")
+def test_the_version_that_serves_is_not_the_last_of_those_that_are_known() -> None:
+    """Version 3 serves, version 4 has failed, and the status of the model names both."""
+    status = {"name": "m", "version": "3", "ready": True, "versions": [{"version": "3"}, {"version": "4"}]}
+
+    class Status(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            said = {"/v2/health/live": {"live": True}, "/v2/health/ready": {"ready": True}}.get(self.path, status)
+            body = json.dumps(said, separators=(",", ":")).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *said: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Status) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        done = smoke(f"http://127.0.0.1:{httpd.server_port}", "--model", "m", "--version", "4")
+        httpd.shutdown()
+    assert "FAIL  version 3 of m serves, and not 4" in done.stdout.splitlines()
+    assert done.returncode == 1
 
 
 def test_where_nobody_listens_one_line_says_so() -> None:
