@@ -21,6 +21,8 @@ from serving.runtimes.base import DATATYPES
 from serving.schema import FLOATS, INTEGERS, NUMERIC, InputSchema, cast, has_missing, integers, kinds_of, narrow, shown
 
 NUMPY = {datatype: np.dtype(name) for name, datatype in DATATYPES.items()}
+#: More than any array has. Of a hundred thousand sizes the product alone would take seconds.
+MOST_DIMENSIONS = 32
 _KINDS = {"f": "fi", "i": "fi", "u": "fi", "b": "b"}
 
 
@@ -54,6 +56,8 @@ def check_given(tensor: Given) -> Given:
     name = shown(tensor.name)
     if tensor.datatype != "BYTES" and tensor.datatype not in NUMPY:
         raise BadRequest(f"Tensor {name!r} has an unknown datatype.")
+    if len(tensor.shape) > MOST_DIMENSIONS:
+        raise BadRequest(f"Tensor {name!r} has more than {MOST_DIMENSIONS} dimensions.")
     if not tensor.shape or any(n < 0 for n in tensor.shape) or math.prod(tensor.shape) != len(tensor.flat):
         raise BadRequest(f"Tensor {name!r} has {len(tensor.flat)} values, which do not fill its shape.")
     if tensor.shape[0] == 0:

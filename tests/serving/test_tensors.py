@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 
 from registry.mlmodel import Column, Tensor
 from serving.errors import BadRequest
+from serving.transport.grpc import GrpcRequest
+from serving.transport.v2 import V2Request
 from tests.wires import JSON_WIRES, V1_WIRES, V2_WIRES, loaded_of, on_every_wire
 
 INF, NAN = math.inf, math.nan
@@ -125,3 +129,16 @@ def test_rows_without_values_are_refused_in_v1_too() -> None:
     for instances in ([[], []], [[]]):
         with pytest.raises(BadRequest, match="dimension of 0"):
             V1_WIRES["v1_lists"](loaded_of(Tensor(None, "float64", (-1, -1))), instances)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 33, [9] * 100_000, [2**62] * 4000])
+def test_a_tensor_has_no_more_dimensions_than_an_array(sizes: list[int]) -> None:
+    """They are counted before anything is made of them: their product may have a million digits."""
+    loaded = loaded_of(Column("a", "double"))
+    tensor = {"name": "a", "shape": sizes, "datatype": "FP64", "data": [1.0]}
+    message = pb.ModelInferRequest()
+    message.inputs.add(name="a", shape=sizes, datatype="FP64")
+    message.raw_input_contents.append(bytes(8))
+    for request in (V2Request(json.dumps({"inputs": [tensor]}).encode()), GrpcRequest(message)):
+        with pytest.raises(BadRequest, match="more than 32 dimensions"):
+            request.decode(loaded)
