@@ -171,7 +171,7 @@ class _Waiting:
 
     def _over(self, wait: Wait, seen: Any, words: list[str]) -> str:
         again = f"Next: `{' '.join(words)}` again when that is mended{self._driver.elsewise}."
-        return f"Not after {self._driver.timeout:g} seconds: {wait.until}{self._why(wait)}. {seen.now} {again}"
+        return f"Waited in vain for {self._driver.timeout:g} seconds until {wait.until}{self._why(wait)}. {seen.now} {again}"
 
     def _why(self, wait: Wait) -> str:
         said = self._driver.canary.cluster.why(wait.pods) if wait.pods else ""

@@ -187,7 +187,7 @@ def test_a_dead_controller_is_said() -> None:
     one = session(cluster)
     one.model.after_patch = lambda model: setattr(cluster, "dead", True)
     why = one.refused("start", "2", "10")
-    assert why.startswith("Not after 60 seconds: a revision with version 2 is cut")
+    assert why.startswith("Waited in vain for 60 seconds until a revision with version 2 is cut")
     assert why.endswith("Now version 1 has 100 %. Next: `start 2 10` again when that is mended, or `status`.")
     assert len([line for line in one.said if "until a revision with version 2 is cut" in line]) >= 4
     cluster.dead = False

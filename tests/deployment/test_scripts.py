@@ -187,7 +187,10 @@ def test_deploy_fails_for_a_version_that_does_not_exist(shell: Shell) -> None:
     shell.begin(cluster)
     code, said, calls = deploy(shell, "base", "--timeout", "3")
     assert code == 1
-    assert "Not after 3 seconds: 2 pods of Deployment predictive-maintenance-predictor are ready; 0 are" in said
+    assert (
+        "Waited in vain for 3 seconds until 2 pods of Deployment predictive-maintenance-predictor are ready; 0 are"
+        in said
+    )
     assert "Next: `scripts/deploy.sh base` again when that is mended.\n" in said
     assert "  PredictorReady is False: minimum availability" in said
     assert "Unhealthy: Readiness probe failed: statuscode: 503" in said
