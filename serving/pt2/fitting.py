@@ -41,9 +41,34 @@ def weighed_and_norm(v: Tensor, g: Tensor, dim: int = 0) -> Any:
     return _aten._weight_norm_interface.default(v, g, dim)
 
 
+def recurrent(x: Tensor, states: list[Tensor], weights: list[Tensor], biases: bool, layers: int, *rest: Any) -> Any:
+    """The states and weights of every layer and direction as wide as rows, states and layers make them. `rest` is dropout,
+    training, two directions, and whether rows come first."""
+    _fits(
+        len(states) == 2 and all(part.dim() == 3 for part in (x, *states)) and layers > 0 and len(rest) == 4, "an LSTM"
+    )
+    directions, rows = 1 + bool(rest[2]), x.shape[0 if rest[3] else 1]
+    told, kept = states[0].shape[2], states[1].shape[2]
+    expected = []
+    for i in range(layers * directions):
+        width = x.shape[2] if i < directions else told * directions
+        expected += [
+            (4 * kept, width),
+            (4 * kept, told),
+            *[(4 * kept,)] * (2 * biases),
+            *[(told, kept)] * (told != kept),
+        ]
+        _fits(len(expected) <= len(weights), "an LSTM")
+    count = layers * directions
+    _fits([*map(tuple, (part.shape for part in weights))] == expected, "an LSTM")
+    _fits([*states[0].shape[:2], *states[1].shape[:2]] == [count, rows] * 2, "an LSTM")
+    return _aten.lstm.input(x, states, weights, biases, layers, *rest)
+
+
 _FITTING: dict[Any, Callable[..., Any]] = {
     _aten.scaled_dot_product_attention.default: attention,
     _aten._native_batch_norm_legit_no_training.default: normalized,
+    _aten.lstm.input: recurrent,
     _aten._weight_norm.default: weighed,
     _aten._weight_norm_interface.default: weighed_and_norm,
 }

@@ -29,7 +29,7 @@ from torch import nn  # noqa: E402
 from torch.export import Dim, export, save  # noqa: E402
 
 from serving.pt2.archive import broken, code_in  # noqa: E402
-from serving.pt2.fitting import fitted  # noqa: E402
+from serving.pt2.fitting import fitted, recurrent  # noqa: E402
 from serving.pt2.operators import is_operator  # noqa: E402
 from serving.runtimes.exported import load_exported  # noqa: E402
 
@@ -331,6 +331,48 @@ def test_operators_whose_sizes_do_not_fit_are_an_error(name: str) -> None:
     network = fitted(torch.fx.GraphModule(nn.Module(), graph))
     with pytest.raises(RuntimeError, match="do not fit each other"):
         network(*[x for x in given if isinstance(x, torch.Tensor)])
+
+
+def lstm(rows: int = 3, weights: int = 20, layers: int = 1) -> tuple[Any, ...]:
+    """What an LSTM of five is given: states for so many rows, so many weights, so many layers."""
+    states = [torch.rand(1, rows, 5), torch.rand(1, rows, 5)]
+    return (
+        torch.rand(2, 3, 4),
+        states,
+        [torch.rand(weights, 4), torch.rand(20, 5), *[torch.rand(20)] * 2],
+        True,
+        layers,
+        0.0,
+        False,
+        False,
+        False,
+    )
+
+
+@pytest.mark.audit("25")
+@pytest.mark.parametrize("given", [lstm(rows=1), lstm(weights=1), lstm(layers=2), lstm(layers=10**9), lstm(layers=-1)])
+def test_an_lstm_whose_sizes_do_not_fit_is_an_error(given: tuple[Any, ...]) -> None:
+    """Its states of another number of rows ended the process."""
+    with pytest.raises(RuntimeError, match="do not fit each other"):
+        recurrent(*given)
+    recurrent(*lstm())
+
+
+LSTMS: dict[str, dict[str, Any]] = {
+    "plain": {}, "without biases": {"bias": False}, "both ways": {"bidirectional": True, "num_layers": 2},
+    "projected": {"proj_size": 2, "num_layers": 2, "bidirectional": True}, "rows first": {"batch_first": True, "num_layers": 3},
+}  # fmt: skip
+
+
+@pytest.mark.audit("25")
+@pytest.mark.parametrize("how", LSTMS.values(), ids=LSTMS)
+def test_an_honest_lstm_answers_the_same(how: dict[str, Any]) -> None:
+    """In all its forms, with rows of any number."""
+    network, x = nn.LSTM(4, 5, **how).eval(), torch.rand(2, 3, 4)
+    rows = {0 if how.get("batch_first") else 1: Dim("rows", min=1, max=64)}
+    exported = fitted(export(network, (x,), dynamic_shapes=(rows,)).module())
+    assert torch.allclose(exported(x)[0], network(x)[0], atol=1e-6)
+    assert "recurrent" in exported.code
 
 
 class Normalized(nn.Module):
