@@ -155,7 +155,7 @@ def _classes(said: Mapping[str, str]) -> tuple[Any, ...] | None:
         return None
     try:
         classes = json.loads(said["headway.classes"])
-    except ValueError:
+    except (ValueError, RecursionError):
         classes = None
     if not isinstance(classes, list) or not classes or not all(isinstance(c, str | int | bool) for c in classes):
         raise InvalidModel("the tag headway.classes must be a JSON list of strings or integers")

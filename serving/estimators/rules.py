@@ -20,6 +20,7 @@ MOST_DEGREE, MOST_POWERS, MOST_ROUNDS = 100, 1_000_000, 100_000
 #: Numbers of one row's answer, which are allocated as an estimator says, and for a batch at once.
 MOST_ANSWERS = 100_000
 _ANSWERS = ("n_classes_", "n_outputs_", "n_trees_per_iteration_")
+_WIDTHS = ("n_components", "_n_components")
 
 
 def rule_reasons(layout: Layout) -> Iterator[str]:
@@ -48,6 +49,9 @@ def _answers(held: dict[str, Any]) -> Iterator[str]:
     for name in _ANSWERS:
         said = np.asarray(held.get(name, 0))
         if said.dtype.kind not in "iu" or np.abs(said).sum(dtype=float) > MOST_ANSWERS:
+            yield f"its {name} is beyond {MOST_ANSWERS}"
+    for name in _WIDTHS:
+        if isinstance(held.get(name), int | np.integer) and held[name] > MOST_ANSWERS:
             yield f"its {name} is beyond {MOST_ANSWERS}"
 
 

@@ -32,7 +32,7 @@ from sklearn.ensemble import (
     RandomForestClassifier,
 )
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
-from sklearn.kernel_approximation import AdditiveChi2Sampler
+from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KernelDensity, KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -233,6 +233,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "histogram: prepared by a mean": lambda: _prepared(),
     "svc: sparse vectors in columns": lambda: _sparse_svc(),
     "chi-squared: steps without end": lambda: set_on(AdditiveChi2Sampler(sample_interval=0.5).fit(X), sample_steps=10**9),
+    "sketch: columns without number": lambda: set_on(PolynomialCountSketch().fit(X), n_components=2**26),
     "array: one for ten thousand": lambda: _named_over_and_over(),
     "method of the class": lambda: set_on(SVC().fit(X, LABELS), _impl="epsilon_svr"),
 }  # fmt: skip

@@ -283,7 +283,7 @@ def test_a_tag_says_nothing_of_deadlines_limits_or_trust(tmp_path: Path) -> None
         ("headway.per_instance", "yes"), ("headway.max_rows", "0"), ("headway.max_rows", "many"),
         ("headway.max_rows", "1.5"), ("headway.max_wait_ms", "-1"), ("headway.max_wait_ms", "nan"),
         ("headway.max_wait_ms", "inf"), ("headway.classes", "ok,failure"), ("headway.classes", "[]"),
-        ("headway.classes", '{"a": 1}'), ("headway.classes", "[1.5]"),
+        ("headway.classes", '{"a": 1}'), ("headway.classes", "[1.5]"), ("headway.classes", "[" * 5000),
     ],
 )  # fmt: skip
 def test_a_tag_that_cannot_be_used_fails_the_version_and_is_named(tag: str, value: str) -> None:
