@@ -72,8 +72,16 @@ class RegistryModel(Model):
             return InferResponse.from_grpc(reply.payload)
         if not isinstance(payload, dict):
             raise InvalidInput("The data of the event must be a JSON object with 'instances'.")
-        document = await self._plane().infer(call, V1Request(orjson.dumps(payload)))
+        document = await self._plane().infer(call, V1Request(_body(payload)))
         return orjson.loads(document.payload)
+
+
+def _body(payload: dict[str, Any]) -> bytes:
+    """KServe's document as JSON again; what is read may be nested deeper than what can be written."""
+    try:
+        return orjson.dumps(payload)
+    except TypeError as error:
+        raise InvalidInput("The data of the event are nested too deep.") from error
 
 
 def _message(request: InferRequest) -> Any:

@@ -218,6 +218,10 @@ def structured(**changed: Any) -> dict[str, Any]:
     return {k: v for k, v in event.items() if v is not None}
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 IN_ONE = {"content-type": "application/cloudevents+json"}
 NO_EVENTS: list[tuple[str, Any, dict[str, str], int]] = [
     ("a specversion that is none", GOOD, binary(ce_specversion=SECRET), 400),
@@ -235,6 +239,8 @@ NO_EVENTS: list[tuple[str, Any, dict[str, str], int]] = [
     ("structured: data in base64", structured(data=None, data_base64="e30="), IN_ONE, 400),
     ("structured: data that are text", structured(data=SECRET), IN_ONE, 400),
     ("structured: no time", structured(time=None), IN_ONE, 400),
+    ("structured: half a character", structured(data={"instances": [["\ud83d"]]}), IN_ONE, 400),
+    ("structured: nested a thousand deep", structured(data={"instances": nested(900)}), IN_ONE, 400),
     ("structured: a time that is none", structured(time=SECRET), IN_ONE, 200),
     ("structured: an id that is a number", structured(id=5), IN_ONE, 200),
     ("structured: an extension that is an object", structured(extra={SECRET: 1}), IN_ONE, 200),
