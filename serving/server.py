@@ -269,6 +269,8 @@ class _Uvicorn(uvicorn.Server):
         """The drain bound has passed: who still asks is told so, and shortly after everybody is hung up on."""
         for connection in list(self.server_state.connections):
             connection.cut()  # type: ignore[union-attr]  # all are ours
+        for task in list(self.server_state.tasks):
+            task.cancel()  # the application answers for it: the server is shutting down
         asyncio.get_running_loop().call_later(GOODBYE_SECONDS, self._hang_up)
 
     def _hang_up(self) -> None:

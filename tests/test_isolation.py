@@ -197,7 +197,7 @@ def test_a_hang_in_the_server_is_reported(server: Server) -> None:
     assert answer.status_code == 504
     server.until(lambda: server.metric("headway_predictions_overdue_total", model_name="slow") == 1, "reported")
     (line,) = [x for x in server.lines() if x["message"] == "a prediction hangs"]
-    assert (line["model"], line["seconds"]) == ("slow", 0.5)
+    assert (line["model"], line["seconds"] >= 0.5) == ("slow", True)  # later, where it held the loop
 
 
 def test_what_a_version_prints_is_a_log_line(server: Server) -> None:
