@@ -260,10 +260,10 @@ def forwarded(workload: Workload) -> Iterator[str]:
         process.wait(10)
 
 
-def _port_of(process: subprocess.Popen[str]) -> str:
+def _port_of(process: subprocess.Popen[str], seconds: float = FORWARD_SECONDS) -> str:
     """Raises Failed, also when it says nothing for a while: reading has no bound of its own."""
     assert process.stdout is not None
-    bound, said = threading.Timer(FORWARD_SECONDS, process.kill), []
+    bound, said = threading.Timer(seconds, process.kill), []
     bound.start()
     try:
         while line := process.stdout.readline():

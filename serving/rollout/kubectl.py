@@ -66,6 +66,8 @@ class Kubectl:
     namespace: str
     #: Whether each command names the namespace; objects that are applied say theirs.
     bound: bool = True
+    #: What one command of a namespace may take.
+    seconds: float = COMMAND_SECONDS
 
     def service(self, name: str) -> revisions.Service:
         """One question for the service, one for its revisions; where there is no Knative, its kinds are unknown."""
@@ -148,7 +150,7 @@ class Kubectl:
             *words,
             *(["-n", self.namespace, f"--request-timeout={REQUEST_SECONDS}s"] if self.bound else []),
         ]
-        most = COMMAND_SECONDS if self.bound else APPLY_SECONDS
+        most = self.seconds if self.bound else APPLY_SECONDS
         try:
             done = subprocess.run(  # noqa: S603
                 command, capture_output=True, encoding="utf-8", errors="replace", timeout=most, input=given
@@ -158,7 +160,7 @@ class Kubectl:
         except OSError as error:
             raise ClusterError(f"kubectl cannot be run: {error}") from None
         except subprocess.TimeoutExpired:
-            raise NoAnswer(f"`kubectl {words[0]}` did not answer within {most} seconds.") from None
+            raise NoAnswer(f"`kubectl {words[0]}` did not answer within {most:g} seconds.") from None
         if done.returncode:
             raise ClusterError(done.stderr.strip()[-1000:] or f"`kubectl {words[0]}` failed.")
         if words[0] in ("apply", "patch"):  # fields that the cluster does not know, pods that it will not admit

@@ -40,7 +40,6 @@ def promoted_by_100() -> Cluster:
     return cluster
 
 
-@pytest.mark.audit("10")
 def test_a_percent_of_100_is_a_promotion() -> None:
     """KServe makes the same of it as of none: `rollback` goes by 99, the next `start` replaces it, `promote` has nothing to do."""
     cluster = promoted_by_100()
@@ -56,7 +55,6 @@ def test_a_percent_of_100_is_a_promotion() -> None:
     assert (cluster.shares(), spec(cluster)) == ({"1": 100}, ("1", None))
 
 
-@pytest.mark.audit("10")
 def test_a_percent_beside_the_first_revision_is_no_canary() -> None:
     """As after a first apply that carried one: what is refused names `start`, and `start` works."""
     cluster = running("1")
@@ -74,7 +72,6 @@ def test_a_percent_beside_the_first_revision_is_no_canary() -> None:
 # -- applied without a percent --------------------------------------------------------------------------------------
 
 
-@pytest.mark.audit("10")
 def test_a_version_that_was_applied_to_everybody_and_never_got_ready_is_rolled_back() -> None:
     """The revision before has everything still; at no time would the broken one have got it."""
     cluster = running("0", "1")
@@ -87,7 +84,6 @@ def test_a_version_that_was_applied_to_everybody_and_never_got_ready_is_rolled_b
     assert all(shares == {"1": 100} for shares in one.model.shares)
 
 
-@pytest.mark.audit("10")
 def test_where_nothing_was_ever_rolled_out_there_is_nothing_to_go_back_to() -> None:
     """It is said at once; and `start`, which waits, says why its pod is not ready."""
     cluster = Cluster(broken=["1"])
@@ -103,7 +99,6 @@ def test_where_nothing_was_ever_rolled_out_there_is_nothing_to_go_back_to() -> N
 # -- the wrong version to go back to --------------------------------------------------------------------------------
 
 
-@pytest.mark.audit("10")
 @pytest.mark.parametrize("version", ["2", "5"])
 @pytest.mark.parametrize("promote", [True, False])
 def test_a_roll_back_to_the_rejected_version_or_to_another_is_refused(version: str, promote: bool) -> None:
@@ -195,7 +190,6 @@ class Answers(Kubectl):
         return json.dumps(running("1", mode="Standard").service())
 
 
-@pytest.mark.audit("10")
 def test_without_knative_nobody_asks_for_revisions() -> None:
     """A cluster with KServe in Standard mode alone: the refusal names --route, and so does the status."""
     kubectl = Answers("headway")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serving.rollout import kubectl
 from serving.rollout.decisions import Patch
 from serving.rollout.kubectl import ClusterError, Kubectl, NoAnswer, Rejected
 from tests.deployment.acting import NAME, Model, session
@@ -45,7 +45,6 @@ UNDECIDED = [
 ]
 
 
-@pytest.mark.audit("10")
 @pytest.mark.parametrize("said", [*REFUSED, *UNDECIDED])
 def test_a_change_is_refused_or_nobody_knows(program: Program, said: str) -> None:
     """A connection that breaks says nothing of the patch that went over it."""
@@ -54,15 +53,12 @@ def test_a_change_is_refused_or_nobody_knows(program: Program, said: str) -> Non
     assert isinstance(error.value, Rejected) is (said in REFUSED)
 
 
-@pytest.mark.audit("10")
-def test_a_kubectl_that_does_not_end_leaves_it_open(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kubectl_that_does_not_end_leaves_it_open(program: Program) -> None:
     """It is ended; whether it had made the change is not known."""
-    monkeypatch.setattr(kubectl, "COMMAND_SECONDS", 0.3)
     with pytest.raises(NoAnswer, match="did not answer within"):
-        program("exec sleep 20").patch(CHANGE)
+        replace(program("exec sleep 20"), seconds=0.3).patch(CHANGE)
 
 
-@pytest.mark.audit("10")
 def test_a_change_that_nobody_knows_of_is_not_called_refused() -> None:
     """With who had what, and what to type; the same command goes on from what it finds."""
     one = session(running("1"))
@@ -81,7 +77,6 @@ def test_a_change_that_nobody_knows_of_is_not_called_refused() -> None:
     assert one.model.cluster.shares() == {"2": 10, "1": 90}
 
 
-@pytest.mark.audit("10")
 @pytest.mark.parametrize("looks", [1, 3])
 def test_an_answer_that_does_not_come_after_a_change_is_waited_for(looks: int) -> None:
     """Once, and the command goes on; for longer than the timeout, and it ends with what to type."""
@@ -107,7 +102,6 @@ def test_an_answer_that_does_not_come_after_a_change_is_waited_for(looks: int) -
     assert 20 <= one.now - began <= 22
 
 
-@pytest.mark.audit("10")
 def test_what_is_not_json_is_no_traceback(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrapper that talks on standard output; bytes that are no text; a file that cannot be run."""
     with pytest.raises(ClusterError, match="printed something that is not JSON: using context prod"):

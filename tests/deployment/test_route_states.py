@@ -37,7 +37,6 @@ def seen(cluster: Cluster, **status: Any) -> backends.Route:
 # -- weights --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.audit("12")
 def test_weights_of_another_sum_are_shares_and_not_percents() -> None:
     """9 and 1 are 10 percent: `widen 1` is not done by them."""
     cluster = weights(with_route(), 9, 1)
@@ -47,7 +46,6 @@ def test_weights_of_another_sum_are_shares_and_not_percents() -> None:
     assert len(one.model.patches) == 1
 
 
-@pytest.mark.audit("12")
 def test_a_weight_that_somebody_else_has_moved_fails_the_patch() -> None:
     """Who widens while another rolls back does not bring the canary back."""
     one = session(with_route(weight=10), ROUTE)
@@ -57,7 +55,6 @@ def test_a_weight_that_somebody_else_has_moved_fails_the_patch() -> None:
     assert one.model.cluster.route_shares(ROUTE) == {"1": 100}
 
 
-@pytest.mark.audit("12")
 def test_nothing_is_given_back_to_a_service_without_a_pod() -> None:
     """After a change-over by hand: half of it, or all, waits until the stable service has one. More for the canary does not."""
     gone = {"updatedReplicas": 2, "replicas": 2, "availableReplicas": 0}
@@ -69,7 +66,6 @@ def test_nothing_is_given_back_to_a_service_without_a_pod() -> None:
     assert isinstance(route.widen(found, 90, begun=False), Patch)
 
 
-@pytest.mark.audit("12")
 def test_pods_of_before_that_do_not_answer_take_nothing() -> None:
     """A rolling update in which neither the old pods nor the new ones are available."""
     found = seen(with_route(weight=60), updatedReplicas=1, replicas=3, availableReplicas=0)
@@ -79,7 +75,6 @@ def test_pods_of_before_that_do_not_answer_take_nothing() -> None:
 # -- versions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.audit("12")
 @pytest.mark.parametrize(
     ("version", "why"), [("2", "Version 2 is the canary's"), ("7", "goes to version 1, and not to version 7")]
 )
@@ -93,7 +88,6 @@ def test_a_roll_back_to_the_rejected_version_or_to_another_is_refused(version: s
     assert one.model.patches == []
 
 
-@pytest.mark.audit("12")
 def test_the_stable_version_is_no_canary() -> None:
     """Its roll-back could not be told from that of a promotion on its way, which repairs the stable service."""
     one = session(with_route(), ROUTE)
@@ -101,7 +95,6 @@ def test_the_stable_version_is_no_canary() -> None:
     assert one.model.patches == []
 
 
-@pytest.mark.audit("10")
 def test_a_promotion_can_be_typed_again_when_it_was_cut_off_behind_its_last_change() -> None:
     """It says what to write down, as it would have."""
     one = session(with_route(weight=10), ROUTE)
@@ -160,7 +153,6 @@ PARENTS: list[tuple[str, list[list[Json]], str]] = [
 ]
 
 
-@pytest.mark.audit("10")
 @pytest.mark.parametrize(("parents", "why"), [pytest.param(*p[1:], id=p[0]) for p in PARENTS])
 def test_which_routes_a_gateway_goes_by(parents: list[list[Json]], why: str) -> None:
     """One gateway that goes by it as it is now, and knows the backends, is enough."""
@@ -198,7 +190,6 @@ WORDS = [
 ]
 
 
-@pytest.mark.audit("12")
 @pytest.mark.parametrize("seed", range(100))
 def test_no_service_is_given_more_while_it_has_no_pod(seed: int) -> None:
     """Whatever is typed, wherever it is cut off, whichever pods are gone; version 9 exists nowhere."""

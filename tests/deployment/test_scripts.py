@@ -104,7 +104,6 @@ def test_a_server_without_a_ready_model_fails(headway: Callable[..., Server], sh
     assert "FAIL  metrics: predictive_maintenance is loaded: HTTP 200: the answer does not say so" in lines
 
 
-@pytest.mark.audit("13")
 def test_the_version_that_serves_is_not_the_last_of_those_that_are_known() -> None:
     """Version 3 serves, version 4 has failed, and the status of the model names both."""
     status = {"name": "m", "version": "3", "ready": True, "versions": [{"version": "3"}, {"version": "4"}]}
@@ -223,7 +222,6 @@ def test_deploy_applies_what_has_no_pods(shell: Shell) -> None:
     assert [call[0] for call in calls] == ["kustomize", "apply"]
 
 
-@pytest.mark.audit("13")
 def test_the_scripts_work_from_any_folder(shell: Shell, tmp_path: Path) -> None:
     """Also from one with packages of the names that they import, and by a Python with nothing installed."""
     shell.begin(running("1"))
@@ -247,17 +245,14 @@ def test_the_scripts_work_from_any_folder(shell: Shell, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.audit("13")
-def test_a_port_that_is_never_forwarded_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_never_forwarded_ends_the_command() -> None:
     """Reading from a kubectl that says nothing has a bound."""
-    monkeypatch.setattr("scripts.deploy.FORWARD_SECONDS", 0.3)
     silent = subprocess.Popen(["sleep", "30"], stdout=subprocess.PIPE, text=True)
     with pytest.raises(Failed, match="The port was not forwarded: kubectl said nothing"):
-        _port_of(silent)
+        _port_of(silent, 0.3)
     silent.wait(10)
 
 
-@pytest.mark.audit("19")
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here: overlays cannot be rendered")
 @pytest.mark.parametrize("namespace", [None, "theirs"])
 def test_an_overlay_without_a_namespace_lies_where_it_is_told(
